@@ -1,0 +1,100 @@
+"""Random network inputs with the statistics of natural signals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from edgekit.capture import CapturedModel
+from edgekit.graph import constant, op_name
+from edgekit.types import InputSpec, Preprocessing
+
+_SPREAD = 0.27  # standard deviation of natural image pixels, as a fraction of their range
+
+
+def input_domain(spec: InputSpec, preprocessing: Preprocessing | None) -> tuple[float, float] | None:
+    """Return the smallest and largest value that preprocessing can produce, if it is known."""
+    if preprocessing is None or len(spec.shape) != 4 or spec.dtype != "float32":
+        return None
+    top = 1.0 if preprocessing.range == 1 else 255.0
+    channels = max(len(preprocessing.mean), len(preprocessing.std))
+    mean = preprocessing.mean * (channels // len(preprocessing.mean))
+    std = preprocessing.std * (channels // len(preprocessing.std))
+    low = min((0.0 - m) / s for m, s in zip(mean, std, strict=True))
+    high = max((top - m) / s for m, s in zip(mean, std, strict=True))
+    return low, high
+
+
+def structured_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return noise whose spectrum falls as that of natural signals, zero mean and unit spread.
+
+    Gaussian noise is drawn at every octave of the last one (``[N, C, L]``) or two
+    (``[N, C, H, W]``) axes, upsampled linearly and summed with weight ``sqrt(size / octave)``
+    (renorm, our own method). Other shapes get white noise.
+    """
+    if len(shape) not in (3, 4) or min(shape[2:]) < 8:
+        return torch.randn(shape, generator=generator)
+    total = torch.zeros(shape)
+    mode = "bilinear" if len(shape) == 4 else "linear"
+    divisor = 1
+    while min(shape[2:]) // divisor >= 4:
+        size = [max(side // divisor, 1) for side in shape[2:]]
+        coarse = torch.randn((*shape[:2], *size), generator=generator)
+        if divisor > 1:
+            coarse = F.interpolate(coarse, shape[2:], mode=mode, align_corners=False)
+        total += coarse * divisor**0.5
+        divisor *= 2
+    return (total - total.mean()) / total.std()
+
+
+def random_batches(
+    model: CapturedModel, samples: int, batch: int, generator: torch.Generator, *, white: bool = False
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield batches of random inputs in each input's domain.
+
+    Float images span the range that preprocessing gives them; integer inputs are uniform over the
+    rows of the embedding tables that they index.
+    """
+    size = batch if model.batch else 1
+    nodes = model.graph.graph.find_nodes(op="placeholder")
+    for _ in range(max(samples // size, 1)):
+        made = []
+        for spec, node in zip(model.inputs, nodes, strict=True):
+            shape = (size, *spec.shape[1:]) if spec.dynamic_batch else spec.shape
+            made.append(_draw(model, spec, node, shape, generator, white))
+        yield tuple(made)
+
+
+def _draw(
+    model: CapturedModel,
+    spec: InputSpec,
+    node: fx.Node,
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    white: bool,
+) -> Tensor:
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    if dtype == torch.bool:
+        return torch.randint(2, shape, generator=generator).bool()
+    if not dtype.is_floating_point:
+        return torch.randint(_rows(model, node), shape, generator=generator).to(dtype)
+    noise = torch.randn(shape, generator=generator) if white else structured_noise(shape, generator)
+    domain = input_domain(spec, model.preprocessing)
+    if domain is not None:
+        low, high = domain
+        noise = ((low + high) / 2 + noise * _SPREAD * (high - low)).clamp(low, high)
+    return noise.to(dtype)
+
+
+def _rows(model: CapturedModel, node: fx.Node) -> int:
+    """Return the number of ids that an integer input may hold: its smallest embedding table."""
+    rows = [
+        table.shape[0]
+        for user in node.users
+        if op_name(user) in ("embedding", "embedding_bag")
+        and (table := constant(model.graph, user.args[0])) is not None
+    ]
+    return min(rows, default=2)

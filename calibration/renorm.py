@@ -1,0 +1,126 @@
+"""Forward-only calibration: BatchNorm in batch mode over structured noise (our own method).
+
+A BatchNorm in evaluation mode maps its input by stored statistics that random inputs do not have,
+so ranges drift from layer to layer. With batch statistics every BatchNorm output has exactly the
+mean beta and spread |gamma| that it has on real data, at every depth: statistics matching by
+construction instead of by optimising pixels. Costs seconds, needs no gradient, label or datum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from edgekit.calibration._signals import random_batches
+from edgekit.capture import CapturedModel
+from edgekit.graph import OpKind, argument, op_kind
+from edgekit.observe import NodeOverride, observe, with_notes
+from edgekit.quant.statistics import Statistics
+from edgekit.types import Progress, no_progress
+
+_VARIANCE_FLOOR = 1e-4
+"""Smallest batch variance relative to the stored one: a channel that random inputs leave constant
+would otherwise be blown up to full spread out of rounding noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renorm:
+    """Options of the method: sample count, batch size and seed."""
+
+    samples: int = 64
+    batch: int = 32
+    seed: int = 0
+
+    def observe(
+        self,
+        model: CapturedModel,
+        *,
+        second_moments: Sequence[str] = (),
+        progress: Progress = no_progress,
+    ) -> Statistics:
+        """Return statistics of every float activation of ``model``.
+
+        There are no samples to hand out: the inputs mean nothing outside this altered pass.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        batches = random_batches(model, self.samples, self.batch, generator)
+        total = max(self.samples // (self.batch if model.batch else 1), 1)
+        statistics = observe(
+            model,
+            batches,
+            method="renorm",
+            generator=generator,
+            overrides=_overrides(model, generator),
+            second_moments=second_moments,
+            on_batch=lambda done: progress("calibrate", done / total),
+        )
+        norms = [node for node in model.graph.graph.nodes if op_kind(node) is OpKind.BATCH_NORM]
+        if not norms:
+            return with_notes(
+                statistics,
+                "the network has no BatchNorm, so no stored statistics: ranges come from "
+                "structured noise alone",
+            )
+        return statistics
+
+
+def _overrides(model: CapturedModel, generator: torch.Generator) -> dict[str, NodeOverride]:
+    """BatchNorms in batch mode, and pooling behind the last of them by one random position."""
+    nodes = list(model.graph.graph.nodes)
+    pinned: set[fx.Node] = set()  # nodes with a BatchNorm downstream
+    for node in reversed(nodes):
+        if any(op_kind(user) is OpKind.BATCH_NORM or user in pinned for user in node.users):
+            pinned.add(node)
+    overrides: dict[str, NodeOverride] = {}
+    for node in nodes:
+        if op_kind(node) is OpKind.BATCH_NORM:
+            overrides[node.name] = _batch_mode
+        elif pinned and node not in pinned and _pools_everything(node):
+            overrides[node.name] = lambda n, args: _one_position(n, args, generator)
+    return overrides
+
+
+def _pools_everything(node: fx.Node) -> bool:
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or op_kind(node) not in (OpKind.MEAN, OpKind.AVERAGE_POOL):
+        return False
+    before, after = source.meta["val"].shape, node.meta["val"].shape
+    return len(before) == 4 and before[:2] == after[:2] and all(size == 1 for size in after[2:])
+
+
+def _one_position(node: fx.Node, args: tuple[object, ...], generator: torch.Generator) -> Tensor:
+    """Return the features of one random position in place of their mean over all positions.
+
+    Random images hold no object, so the mean over positions barely differs between images, and
+    ranges behind it would be too narrow for real ones. One position has the same channel means
+    and bounds the mean from outside: it is what a mean over fully correlated positions would be.
+    """
+    x = args[0]
+    assert isinstance(x, Tensor)
+    flat = x.flatten(2)
+    index = torch.randint(flat.shape[2], (x.shape[0], 1, 1), generator=generator).to(x.device)
+    return flat.gather(2, index.expand(-1, x.shape[1], 1)).reshape(
+        [x.shape[0], *node.meta["val"].shape[1:]]
+    )
+
+
+def _batch_mode(node: fx.Node, args: tuple[object, ...]) -> Tensor:
+    """Normalise by the batch's own statistics; the stored ones stay untouched."""
+    x, gamma, beta, _, stored = args[:5]
+    eps = argument(node, 7, "eps", 1e-5)
+    assert isinstance(x, Tensor) and isinstance(eps, float)
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    variance, mean = torch.var_mean(x, axes, unbiased=False, keepdim=True)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    if isinstance(stored, Tensor):
+        variance = torch.maximum(variance, _VARIANCE_FLOOR * stored.reshape(shape))
+    scale = (variance + eps).rsqrt()
+    if isinstance(gamma, Tensor):
+        scale = scale * gamma.reshape(shape)
+    shift = -mean * scale
+    if isinstance(beta, Tensor):
+        shift = shift + beta.reshape(shape)
+    return torch.addcmul(shift, x, scale)

@@ -1,0 +1,199 @@
+"""From ``nn.Module`` to a functional ATen graph, by ``torch.export``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from edgekit.errors import CaptureError
+from edgekit.types import InputSpec, OutputSpec, Preprocessing, Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CapturedModel:
+    """A network as a graph of functional ATen operators.
+
+    ``graph`` takes the inputs in order and returns the flat tuple of outputs; BatchNorm operators
+    are kept until calibration is done. ``batch`` tells whether axis 0 is really dynamic.
+    """
+
+    graph: fx.GraphModule
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    task: Task
+    preprocessing: Preprocessing | None
+    num_classes: int | None
+    batch: bool
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the graph without gradients."""
+        with torch.no_grad():
+            outputs: tuple[Tensor, ...] = self.graph(*inputs)
+        return outputs
+
+
+def example_inputs(
+    inputs: Sequence[InputSpec], batch: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, ...]:
+    """Draw standard-normal float and zero integer inputs of the declared shapes.
+
+    Args:
+        inputs: the network's inputs.
+        batch: size of axis 0 of every input with a dynamic batch.
+        generator: source of randomness; zeros when ``None``.
+    """
+    made = []
+    for spec in inputs:
+        shape = (batch, *spec.shape[1:]) if spec.dynamic_batch else spec.shape
+        dtype = getattr(torch, spec.dtype)
+        if dtype.is_floating_point and generator is not None:
+            made.append(torch.randn(shape, generator=generator).to(dtype))
+        else:
+            made.append(torch.zeros(shape, dtype=dtype))
+    return tuple(made)
+
+
+def capture(
+    module: nn.Module,
+    inputs: Sequence[InputSpec],
+    *,
+    task: Task = Task.OTHER,
+    preprocessing: Preprocessing | None = None,
+    num_classes: int | None = None,
+) -> CapturedModel:
+    """Trace a network in evaluation mode.
+
+    The batch axis is exported as dynamic when the first axis of the input shape is 1 and the
+    network allows it; where it does not, the batch is fixed at 1 and ``notes`` says so.
+
+    Raises:
+        CaptureError: the forward pass fails on the declared inputs, or uses control flow that
+            depends on data.
+    """
+    module = module.eval()
+    inputs = tuple(inputs)
+    _try_forward(module, inputs)
+    wanted = any(spec.dynamic_batch for spec in inputs)
+    notes: tuple[str, ...] = ()
+    program = None
+    if wanted or any(spec.variable_axes for spec in inputs):
+        try:
+            program = _export(module, inputs, batch=2)
+        except Exception as error:  # noqa: BLE001 - torch.export raises whatever the network does
+            notes = (f"the batch is fixed at 1: torch.export says {_first_line(error)}",)
+            log.info("dynamic export failed: %s", error)
+    if program is None:
+        inputs = tuple(replace(spec, variable_axes=()) for spec in inputs)
+        try:
+            program = _export(module, inputs, batch=None)
+        except Exception as error:  # noqa: BLE001
+            raise CaptureError(
+                f"torch.export cannot capture the network: {_first_line(error)}",
+                "control flow that depends on tensor values must be rewritten with torch.where or torch.cond",
+            ) from error
+        wanted = False
+    graph = _flat_graph(program)
+    outputs = _output_specs(graph, program, batch=2 if wanted else None)
+    return CapturedModel(graph, inputs, outputs, task, preprocessing, num_classes, wanted, notes)
+
+
+def _try_forward(module: nn.Module, inputs: tuple[InputSpec, ...]) -> None:
+    try:
+        with torch.no_grad():
+            module(*example_inputs(inputs, 1))
+    except Exception as error:  # noqa: BLE001 - the user's network may raise anything
+        shapes = ", ".join(f"{s.name}:{'x'.join(map(str, s.shape))}:{s.dtype}" for s in inputs)
+        raise CaptureError(
+            f"the network fails on its declared inputs ({shapes}): {_first_line(error)}",
+            "check --input, for example --input 1x3x224x224, once for each input",
+        ) from error
+
+
+def _export(
+    module: nn.Module, inputs: tuple[InputSpec, ...], batch: int | None
+) -> torch.export.ExportedProgram:
+    if batch is None:
+        return torch.export.export(module, example_inputs(inputs, 1))
+    dim = torch.export.Dim("batch")
+    shapes = []
+    for spec in inputs:
+        axes: dict[int, object] = {0: dim} if spec.dynamic_batch else {}
+        axes.update(dict.fromkeys(spec.variable_axes, torch.export.Dim.AUTO))
+        shapes.append(axes)
+    return torch.export.export(module, example_inputs(inputs, batch), dynamic_shapes=tuple(shapes))
+
+
+def _flat_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """Return the program as a plain function from tensors to a tuple of tensors."""
+    graph_module = program.module(check_guards=False)
+    assert isinstance(graph_module, fx.GraphModule)
+    graph = graph_module.graph
+    graph.set_codegen(fx.graph.CodeGen())
+    output = graph.output_node()
+    flat = output.args[0]
+    output.args = (tuple(flat) if isinstance(flat, (list, tuple)) else (flat,),)
+    _functionalize(graph)
+    graph.eliminate_dead_code()
+    graph_module.recompile()
+    for parameter in graph_module.parameters():
+        parameter.requires_grad_(False)
+    return graph_module
+
+
+def _functionalize(graph: fx.Graph) -> None:
+    """Replace in-place operators such as ``relu_`` by their functional forms.
+
+    Raises:
+        CaptureError: an in-place operator without a functional twin.
+    """
+    for node in list(graph.nodes):
+        target = node.target
+        if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+            continue
+        name = target._schema.name.split("::")[1]
+        if not name.endswith("_") or name.endswith("__"):
+            continue
+        packet = getattr(torch.ops.aten, name[:-1], None)
+        if packet is None or target._overloadname not in packet.overloads():
+            raise CaptureError(
+                f"node '{node.name}': the in-place operator {name} has no functional form",
+                "write the network without in-place changes of tensors",
+            )
+        node.target = getattr(packet, target._overloadname)
+        mutated = node.args[0]
+        if isinstance(mutated, fx.Node):  # later readers see the changed value
+            mutated.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user > node)
+
+
+def _output_specs(
+    graph: fx.GraphModule, program: torch.export.ExportedProgram, batch: int | None
+) -> tuple[OutputSpec, ...]:
+    values = [node.meta["val"] for node in graph.graph.output_node().args[0]]  # type: ignore[union-attr]
+    names = _output_names(program, len(values))
+    specs = []
+    for name, value in zip(names, values, strict=True):
+        shape = [int(size) if isinstance(size, int) else -1 for size in value.shape]
+        if batch is not None and shape and not isinstance(value.shape[0], int):
+            shape[0] = 1
+        specs.append(OutputSpec(name, tuple(shape), str(value.dtype).removeprefix("torch.")))
+    return tuple(specs)
+
+
+def _output_names(program: torch.export.ExportedProgram, count: int) -> list[str]:
+    """Name outputs by their dictionary keys where the network returns a dictionary."""
+    spec = program.call_spec.out_spec
+    if spec is not None and spec.type is dict and spec.num_leaves == count:
+        return [str(key) for key in spec.context]
+    return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

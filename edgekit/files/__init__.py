@@ -1,0 +1,1 @@
+"""Recognise and open files that a stranger may have made, without running anything in them."""

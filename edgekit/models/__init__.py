@@ -1,0 +1,1 @@
+"""The zoo: one module for each family of networks."""

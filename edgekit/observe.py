@@ -1,0 +1,149 @@
+"""Run a captured graph and gather statistics of its tensors on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from edgekit.capture import CapturedModel
+from edgekit.graph import OpKind, activation_nodes, argument, is_float_tensor, op_kind
+from edgekit.quant.statistics import Statistics, TensorObserver
+
+NodeOverride = Callable[[fx.Node, tuple[object, ...]], object]
+"""Computes a node instead of its operator, from the node and its evaluated arguments."""
+
+
+class _Observing(fx.Interpreter):
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        observers: Mapping[str, TensorObserver],
+        overrides: Mapping[str, NodeOverride],
+        layers: Mapping[str, list[Tensor]],
+    ) -> None:
+        super().__init__(graph)
+        self._observers = observers
+        self._overrides = overrides
+        self._layers = layers
+
+    def run_node(self, n: fx.Node) -> object:
+        override = self._overrides.get(n.name)
+        if override is None:
+            value = super().run_node(n)
+        else:
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            value = override(n, args)
+        if n.name in self._layers:
+            source = self.env[n.args[0]]  # type: ignore[index]
+            self._layers[n.name].append(second_moment(n, source, self.env[n.args[1]]))  # type: ignore[index]
+        observer = self._observers.get(n.name)
+        if observer is not None:
+            assert isinstance(value, Tensor)
+            observer.update(value)
+        return value
+
+
+def observe(
+    model: CapturedModel,
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    method: str,
+    generator: torch.Generator,
+    overrides: Mapping[str, NodeOverride] | None = None,
+    second_moments: Sequence[str] = (),
+    on_batch: Callable[[int], None] | None = None,
+) -> Statistics:
+    """Feed batches through the graph and return statistics of every float activation.
+
+    Args:
+        model: the network, with its BatchNorms.
+        batches: tuples of network inputs.
+        method: the calibration method, recorded as the rule behind each range.
+        generator: picks the sampled values.
+        overrides: nodes, by name, that the method computes differently.
+        second_moments: weighted nodes whose input second moments are wanted.
+        on_batch: called with the number of finished batches.
+    """
+    observers = {
+        node.name: TensorObserver(channel_axis(node), generator, method)
+        for node in _observable(model.graph.graph)
+    }
+    layers: dict[str, list[Tensor]] = {name: [] for name in second_moments}
+    interpreter = _Observing(model.graph, observers, overrides or {}, layers)
+    seen = 0
+    with torch.no_grad():
+        for count, batch in enumerate(batches, start=1):
+            interpreter.run(*batch)
+            seen += batch[0].shape[0]
+            if on_batch is not None:
+                on_batch(count)
+    return Statistics(
+        tensors={name: observer.statistics() for name, observer in observers.items()},
+        method=method,
+        samples=seen,
+        second_moments={name: torch.stack(parts).mean(0) for name, parts in layers.items()},
+    )
+
+
+def with_notes(statistics: Statistics, *notes: str) -> Statistics:
+    """Return the statistics with remarks for the report."""
+    return replace(statistics, notes=(*statistics.notes, *notes))
+
+
+def _observable(graph: fx.Graph) -> list[fx.Node]:
+    """Float activations, less those that folding removes."""
+    active = activation_nodes(graph)
+    chosen = []
+    for node in graph.nodes:
+        if node not in active or not is_float_tensor(node):
+            continue
+        if node.users and all(op_kind(user) is OpKind.BATCH_NORM for user in node.users):
+            continue
+        chosen.append(node)
+    return chosen
+
+
+def channel_axis(node: fx.Node) -> int:
+    """Return the axis that holds a tensor's channels, as its readers or its producer see them."""
+    kinds = [op_kind(user) for user in node.users] + [op_kind(node)]
+    for kind in kinds:
+        if kind in (OpKind.CONV, OpKind.CONV_TRANSPOSE, OpKind.BATCH_NORM):
+            return 1
+        if kind is OpKind.LINEAR:
+            return -1
+    return 1 if node.meta["val"].dim() >= 4 else -1
+
+
+def second_moment(node: fx.Node, x: object, weight: object) -> Tensor:
+    """Return ``E[u u^T]`` of a layer's unfolded input, ``[groups, K, K]`` float32.
+
+    ``K`` is the number of weights that each output channel multiplies; the mean runs over samples
+    and output positions. Frantar et al., "GPTQ" (2023), use twice this matrix as Hessian.
+    """
+    assert isinstance(x, Tensor) and isinstance(weight, Tensor)
+    if op_kind(node) is OpKind.LINEAR:
+        rows = x.reshape(-1, x.shape[-1])
+        return (rows.T @ rows / rows.shape[0])[None]
+    assert op_kind(node) is OpKind.CONV and x.dim() == 4, "second moments need a 2-D convolution"
+    stride, padding, dilation = (argument(node, i, k) for i, k in ((3, "stride"), (4, "padding"), (5, "dilation")))
+    groups = argument(node, 6, "groups", 1)
+    assert isinstance(groups, int)
+    unfolded = F.unfold(
+        x, weight.shape[2:], _pair(dilation, 1), _pair(padding, 0), _pair(stride, 1)
+    )
+    n, _, positions = unfolded.shape
+    rows = unfolded.reshape(n, groups, -1, positions)
+    return torch.einsum("ngkp,nglp->gkl", rows, rows) / (n * positions)
+
+
+def _pair(value: object, default: int) -> tuple[int, int]:
+    if value is None:
+        return default, default
+    if isinstance(value, int):
+        return value, value
+    first, *rest = (int(v) for v in value)  # type: ignore[attr-defined]
+    return first, rest[0] if rest else first

@@ -1,0 +1,194 @@
+"""The quantized model, neutral about targets, and its lowering to one target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, fx
+
+from edgekit.graph import OpKind, constant, op_kind
+from edgekit.lowering import LoweredModel, LoweringProfile, Placement, place, source_of
+from edgekit.passes.bias_correction import bias_shift
+from edgekit.quant.affine import QParams, WeightCodes, broadcast, max_scale, quantize_weight
+from edgekit.quant.ranges import mse_qparams
+from edgekit.quant.saturation import Pairing, SaturationReport, quantize_without_overflow
+from edgekit.quant.statistics import Statistics, TensorStatistics
+from edgekit.sites import Role, Site, SitedModel, layer_name
+from edgekit.types import QuantScheme
+
+_INT32_HEADROOM = 2.0**30
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """Statistics, decisions and integer codes of a network.
+
+    ``codes`` holds, by layer name, the full-range codes of every weighted layer, from which each
+    target's own are derived where its kernels need others.
+    """
+
+    sited: SitedModel
+    statistics: Statistics
+    scheme: QuantScheme
+    codes: Mapping[str, WeightCodes]
+    decisions: Mapping[str, object] = field(default_factory=dict)
+
+
+def quantize_model(
+    sited: SitedModel, statistics: Statistics, scheme: QuantScheme, decisions: Mapping[str, object]
+) -> QuantizedModel:
+    """Compute the integer codes of every weighted layer."""
+    codes = {}
+    for site in sited.sites:
+        if site.role is not Role.WEIGHT:
+            continue
+        weight = _parameter(sited, site)
+        axis = output_axis(sited.node(site.consumer))
+        scale = max_scale(weight, axis, scheme.weight_bits)
+        name = layer_name(sited.node(site.consumer))
+        codes[name] = quantize_weight(weight, scale, axis, scheme.weight_bits)
+    return QuantizedModel(sited, statistics, scheme, codes, decisions)
+
+
+def output_axis(layer: fx.Node) -> int:
+    """Return the output-channel axis of a layer's weight."""
+    return 1 if op_kind(layer) is OpKind.CONV_TRANSPOSE else 0
+
+
+def lower(
+    model: QuantizedModel, profile: LoweringProfile, reasons: Mapping[str, str]
+) -> LoweredModel:
+    """Derive what one target executes.
+
+    Args:
+        model: the neutral quantized model.
+        profile: the target's rules.
+        reasons: nodes that the target cannot run on integers, with the reason.
+    """
+    placement = place(model.sited, profile, reasons)
+    grids = _grids(model, profile, placement)
+    activations = {
+        index: grids[placement.tensors[model.sited.sites[index].tensor]]
+        for index in placement.edges
+    }
+    weights: dict[int, WeightCodes] = {}
+    biases: dict[int, Tensor] = {}
+    bias_scales: dict[int, Tensor] = {}
+    at_risk: dict[str, tuple[int, int]] = {}
+    sites = _sites_by_consumer(model.sited)
+    for name in sorted(placement.integer):
+        layer = model.sited.node(name)
+        if Role.WEIGHT not in sites.get(name, {}):
+            continue
+        site = sites[name][Role.WEIGHT]
+        codes, report = _layer_codes(model, profile, layer, site)
+        bias_site = sites[name].get(Role.BIAS)
+        bias = None if bias_site is None else _parameter(model.sited, bias_site)
+        if profile.integer_bias and bias is not None:
+            codes = _room_for_bias(model, layer, site, codes, bias, _input_grid(layer, activations))
+        weights[site.index] = codes
+        at_risk[layer_name(layer)] = (report.at_risk, report.channels)
+        if bias is not None and bias_site is not None:
+            error = codes.dequantize() - _parameter(model.sited, site)
+            source = source_of(layer.args[0])
+            assert source is not None
+            mean = model.statistics.tensors[source.name].channel_mean
+            if profile.integer_bias:
+                grid = _input_grid(layer, activations)
+                bias_scales[bias_site.index] = grid.scale * codes.scale
+            biases[bias_site.index] = bias + bias_shift(layer, error, mean)
+    return LoweredModel(
+        profile, model.sited, placement, activations, weights, biases, bias_scales, at_risk
+    )
+
+
+def _grids(
+    model: QuantizedModel, profile: LoweringProfile, placement: Placement
+) -> dict[str, QParams]:
+    return {
+        owner: _activation_grid(model.statistics.tensors[owner], profile)
+        for owner in sorted(set(placement.tensors.values()))
+    }
+
+
+def _activation_grid(tensor: TensorStatistics, profile: LoweringProfile) -> QParams:
+    low, high = tensor.minimum, tensor.maximum
+    if tensor.prior is not None:
+        low, high = max(low, tensor.prior[0]), min(high, tensor.prior[1])
+    scheme = profile.unsigned if low >= 0 else profile.signed
+    if tensor.exact:
+        grid = mse_qparams(torch.tensor([low, high]), low, high, scheme)
+    else:
+        grid = mse_qparams(tensor.values, low, high, scheme)
+    return replace(grid, scale=_float16_up(grid.scale)) if profile.float16_scales else grid
+
+
+def _float16_up(scale: float) -> float:
+    """Return the smallest FP16 number that is at least ``scale``."""
+    half = torch.tensor(scale, dtype=torch.float64).half()
+    if float(half) < scale:
+        half = torch.nextafter(half, torch.tensor(math.inf, dtype=torch.half))
+    return float(half)
+
+
+def _layer_codes(
+    model: QuantizedModel, profile: LoweringProfile, layer: fx.Node, site: Site
+) -> tuple[WeightCodes, SaturationReport]:
+    weight = _parameter(model.sited, site)
+    bits = model.scheme.weight_bits
+    full = model.codes[layer_name(layer)]
+    if profile.pairing is not Pairing.NONE:
+        return quantize_without_overflow(weight, full.axis, bits, profile.pairing)
+    report = SaturationReport(weight.shape[full.axis], 0, 0)
+    if profile.float16_scales:
+        scale = torch.tensor([_float16_up(float(value)) for value in full.scale])
+        return quantize_weight(weight, scale, full.axis, bits), report
+    return full, report
+
+
+def _room_for_bias(
+    model: QuantizedModel,
+    layer: fx.Node,
+    site: Site,
+    codes: WeightCodes,
+    bias: Tensor,
+    grid: QParams,
+) -> WeightCodes:
+    """Grow the scale of channels whose int32 bias would overflow (tiny weights, large bias)."""
+    least = bias.abs() / (_INT32_HEADROOM * grid.scale)
+    if bool((codes.scale >= least).all()):
+        return codes
+    scale = torch.maximum(codes.scale, least)
+    weight = _parameter(model.sited, site)
+    rounded = quantize_weight(weight, scale, codes.axis, model.scheme.weight_bits)
+    grown = broadcast(scale > codes.scale, codes.axis, weight.dim())
+    return WeightCodes(torch.where(grown, rounded.codes, codes.codes), scale, codes.axis)
+
+
+def _input_grid(layer: fx.Node, activations: Mapping[int, QParams]) -> QParams:
+    argument = layer.args[0]
+    assert isinstance(argument, fx.Node)
+    source = argument
+    while int(source.args[1]) not in activations:  # type: ignore[arg-type]
+        above = source_of(source)  # a zero padding: the quantizer stands before it
+        assert above is not None and isinstance(above.args[0], fx.Node)
+        source = above.args[0]
+    return activations[int(source.args[1])]  # type: ignore[arg-type]
+
+
+def _sites_by_consumer(sited: SitedModel) -> dict[str, dict[Role, Site]]:
+    found: dict[str, dict[Role, Site]] = {}
+    for site in sited.sites:
+        if site.role in (Role.WEIGHT, Role.BIAS):
+            found.setdefault(site.consumer, {})[site.role] = site
+    return found
+
+
+def _parameter(sited: SitedModel, site: Site) -> Tensor:
+    value = constant(sited.model.graph, sited.node(site.tensor))
+    assert value is not None
+    return value
+

@@ -1,0 +1,194 @@
+"""Runs an artifact in a process of its own, so that a runtime that crashes takes nothing along.
+
+The request and the answer are files in a temporary folder: JSON for facts, ``.npz`` for tensors.
+The child side is :mod:`edgekit.runners.worker`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import (
+    ConfigError,
+    EdgekitError,
+    MissingDependencyError,
+    UnsupportedError,
+    VerificationError,
+)
+from edgekit.types import ExecutedLayer
+
+RESULT_NAME = "result.json"
+OUTPUTS_NAME = "outputs.npz"
+_WORKER_MODULE = "edgekit.runners.worker"
+_STDERR_LINES = 5  # enough for an error and its cause; whole tracebacks stay out of reports
+# Errors of the child that stay what they are; all others mean that the artifact failed to run.
+_KEPT_ERRORS: tuple[type[EdgekitError], ...] = (
+    ConfigError,
+    MissingDependencyError,
+    UnsupportedError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRequest:
+    """What the child is to run.
+
+    Attributes:
+        target: key of the target in the registry; also names it in messages.
+        model: the file that the target's runner opens.
+        inputs: ``.npz`` with one array for each input, samples on axis 0.
+        batch_size: samples at a time, where the artifact leaves the choice.
+        threads: threads of the runtime; its own choice if ``None``.
+        simulate: run the ONNX file in ONNX Runtime, with Q/DQ as float arithmetic.
+    """
+
+    target: str
+    model: Path
+    inputs: Path
+    batch_size: int = 1
+    threads: int | None = None
+    simulate: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "target": self.target,
+            "model": str(self.model),
+            "inputs": str(self.inputs),
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+            "simulate": self.simulate,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> WorkerRequest:
+        """Read what :meth:`to_dict` wrote."""
+        return cls(
+            target=str(data["target"]),
+            model=Path(data["model"]),
+            inputs=Path(data["inputs"]),
+            batch_size=int(data["batch_size"]),
+            threads=None if data["threads"] is None else int(data["threads"]),
+            simulate=bool(data["simulate"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResult:
+    """What came back from the child.
+
+    Attributes:
+        target: as in the request.
+        outputs: output name to array, samples on axis 0; empty if the run failed.
+        executed: weighted layers with their executed precision; empty for a simulation.
+        versions: package to version of the runtime.
+        peak_memory_bytes: largest resident size of the child; ``None`` where the system does not
+            tell.
+        failure: why the run failed, ready to be raised; ``None`` if it did not.
+    """
+
+    target: str
+    outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    executed: tuple[ExecutedLayer, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    peak_memory_bytes: int | None = None
+    failure: EdgekitError | None = None
+
+
+def run_in_child(request: WorkerRequest, timeout_s: float) -> WorkerResult:
+    """Run an artifact in a child process and wait for it.
+
+    Args:
+        request: what to run.
+        timeout_s: seconds after which the child is killed.
+
+    Returns:
+        The outputs, or the failure: a crash, a timeout or an error in the child raises nothing
+        here, so that one failed target does not stop the others.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as name:
+        folder = Path(name)
+        # The child works elsewhere, so that a module in the current directory shadows none of its.
+        absolute = replace(request, model=request.model.resolve(), inputs=request.inputs.resolve())
+        job = folder / "request.json"
+        job.write_text(json.dumps(absolute.to_dict()), encoding="utf-8")
+        log = folder / "log.txt"
+        code = _run(job, log, timeout_s)
+        if code is None:
+            return _failed(request, f"no answer within {timeout_s:g} s", log)
+        if not (folder / RESULT_NAME).exists():
+            return _failed(request, _describe_exit(code), log)
+        return _read_result(request, folder)
+
+
+def _run(job: Path, log: Path, timeout_s: float) -> int | None:
+    """Return the child's exit code, or ``None`` after a timeout."""
+    command = [sys.executable, "-m", _WORKER_MODULE, str(job)]
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    # A file rather than a pipe: it cannot fill up, and a stray grandchild cannot hold it open.
+    with log.open("wb") as stream:
+        try:
+            return subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                cwd=job.parent,
+                env=environment,
+                timeout=timeout_s,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def _describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"its process ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"its process crashed with {name}"
+
+
+def _failed(request: WorkerRequest, what: str, log: Path) -> WorkerResult:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    told = [line.strip() for line in lines if line.strip()][-_STDERR_LINES:]
+    tail = f": {' | '.join(told)}" if told else ""
+    error = VerificationError(
+        f"target '{request.target}': {what} while running '{request.model.name}'{tail}",
+        "the runtime cannot run this artifact; try another version of the runtime",
+    )
+    return WorkerResult(request.target, failure=error)
+
+
+def _read_result(request: WorkerRequest, folder: Path) -> WorkerResult:
+    data = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))
+    if data["error"] is not None:
+        return WorkerResult(request.target, failure=_rebuild(request.target, data["error"]))
+    with np.load(folder / OUTPUTS_NAME, allow_pickle=False) as archive:
+        outputs = {name: archive[f"arr_{i}"] for i, name in enumerate(data["outputs"])}
+    return WorkerResult(
+        target=request.target,
+        outputs=outputs,
+        executed=tuple(ExecutedLayer(**layer) for layer in data["executed"]),
+        versions=data["versions"],
+        peak_memory_bytes=data["peak_memory_bytes"],
+    )
+
+
+def _rebuild(target: str, error: Mapping[str, str]) -> EdgekitError:
+    kept = next((kind for kind in _KEPT_ERRORS if kind.code == error["code"]), VerificationError)
+    return kept(f"target '{target}': {error['message']}", error["hint"])

@@ -1,0 +1,140 @@
+"""Reads the node list of an ONNX file without the ``onnx`` package, which devices seldom have.
+
+Only what the executed-precision report needs is decoded: nodes, and the names and element types
+of initializers. Weights are skipped over, not copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.errors import LoadError
+
+# Field numbers of onnx.proto (ModelProto, GraphProto, NodeProto, TensorProto).
+_MODEL_GRAPH = 7
+_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_DOMAIN = 1, 2, 3, 4, 7
+_TENSOR_DATA_TYPE, _TENSOR_NAME = 2, 8
+
+# Wire types of the protobuf encoding.
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+# TensorProto.DataType of the types that weights are stored in.
+_TYPE_NAMES = {1: "float32", 2: "uint8", 3: "int8", 10: "float16", 11: "float64", 16: "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class GraphNode:
+    """One operator: its tensors by name, empty for an absent optional input."""
+
+    op_type: str
+    domain: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxGraph:
+    """Nodes in file order, and the element type of each initializer (``"int8"``, ...)."""
+
+    nodes: tuple[GraphNode, ...]
+    initializers: Mapping[str, str]
+
+
+def read_onnx_graph(path: Path) -> OnnxGraph:
+    """Read the main graph of an ONNX file.
+
+    Raises:
+        LoadError: the file cannot be read or is not an ONNX model.
+    """
+    nodes: list[GraphNode] = []
+    initializers: dict[str, str] = {}
+    try:
+        data = memoryview(path.read_bytes())
+        for model_field, graph in _fields(data):
+            if model_field != _MODEL_GRAPH or isinstance(graph, int):
+                continue
+            for number, value in _fields(graph):
+                if isinstance(value, int):
+                    continue
+                if number == _GRAPH_NODE:
+                    nodes.append(_read_node(value))
+                elif number == _GRAPH_INITIALIZER:
+                    name, type_name = _read_initializer(value)
+                    initializers[name] = type_name
+    except (OSError, ValueError, IndexError) as error:
+        raise LoadError(f"'{path}' is not a readable ONNX file: {error}") from error
+    if not nodes:
+        raise LoadError(f"'{path}' is not an ONNX file: it holds no graph node")
+    return OnnxGraph(tuple(nodes), initializers)
+
+
+def _read_node(data: memoryview) -> GraphNode:
+    inputs: list[str] = []
+    outputs: list[str] = []
+    text = {_NODE_NAME: "", _NODE_OP_TYPE: "", _NODE_DOMAIN: ""}
+    for number, value in _fields(data):
+        if isinstance(value, int):
+            continue
+        if number == _NODE_INPUT:
+            inputs.append(_text(value))
+        elif number == _NODE_OUTPUT:
+            outputs.append(_text(value))
+        elif number in text:
+            text[number] = _text(value)
+    return GraphNode(
+        text[_NODE_OP_TYPE], text[_NODE_DOMAIN], text[_NODE_NAME], tuple(inputs), tuple(outputs)
+    )
+
+
+def _read_initializer(data: memoryview) -> tuple[str, str]:
+    name, type_name = "", "unknown"
+    for number, value in _fields(data):
+        if number == _TENSOR_NAME and not isinstance(value, int):
+            name = _text(value)
+        elif number == _TENSOR_DATA_TYPE and isinstance(value, int):
+            type_name = _TYPE_NAMES.get(value, "unknown")
+    return name, type_name
+
+
+def _text(value: memoryview) -> str:
+    return bytes(value).decode("utf-8")
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield field number and value of one protobuf message."""
+    position = 0
+    while position < len(data):
+        key, position = _varint(data, position)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == _VARINT:
+            value, position = _varint(data, position)
+            yield number, value
+            continue
+        if wire_type == _BYTES:
+            size, position = _varint(data, position)
+        elif wire_type in (_FIXED64, _FIXED32):
+            size = 8 if wire_type == _FIXED64 else 4
+        else:
+            raise ValueError(f"unknown wire type {wire_type} at byte {position}")
+        if position + size > len(data):
+            raise ValueError(f"truncated at byte {position}")
+        yield number, data[position : position + size]
+        position += size
+
+
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError(f"overlong number at byte {position}")

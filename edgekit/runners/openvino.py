@@ -1,0 +1,188 @@
+"""Runs OpenVINO IR (or ONNX) files on the CPU, compiled as ``compile_model(path, "CPU")``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import LoadError, VerificationError, require
+from edgekit.runners.tensors import TensorInfo, check_feeds
+from edgekit.types import ExecutedLayer
+
+_DEVICE = "CPU"
+# Execution-graph layer types that multiply by weights, and the operators they come from.
+_WEIGHTED_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+_WEIGHTED_OPERATORS = (
+    "Convolution",
+    "GroupConvolution",
+    "ConvolutionBackpropData",
+    "GroupConvolutionBackpropData",
+    "MatMul",
+)
+_INTEGER_TYPES = ("u8", "i8")
+_FLOAT_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
+_BIAS_SUFFIX = "/WithoutBiases"  # the ONNX reader splits the bias off and renames the operator
+
+
+class OpenVinoRunner:
+    """A model file compiled for the CPU.
+
+    Args:
+        model_path: the ``.xml`` (its ``.bin`` beside it) or an ONNX file.
+        threads: inference threads; OpenVINO's own choice if ``None``.
+        inference_precision: ``"f32"`` stops OpenVINO from running float layers in bfloat16 or
+            float16 on CPUs that have them; ``None`` is the plain compilation.
+    """
+
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        threads: int | None = None,
+        inference_precision: str | None = None,
+    ) -> None:
+        self._path = model_path
+        self._threads = threads
+        self._inference_precision = inference_precision
+        self._compiled: Any = None
+        self._request: Any = None
+        self._inputs: tuple[TensorInfo, ...] = ()
+        self._outputs: tuple[str, ...] = ()
+
+    def __enter__(self) -> OpenVinoRunner:
+        core = _openvino().Core()
+        config: dict[str, Any] = {}
+        if self._threads is not None:
+            config["INFERENCE_NUM_THREADS"] = self._threads
+        if self._inference_precision is not None:
+            config["INFERENCE_PRECISION_HINT"] = self._inference_precision
+        try:
+            self._compiled = core.compile_model(str(self._path), _DEVICE, config)
+            self._request = self._compiled.create_infer_request()
+        except RuntimeError as error:
+            raise LoadError(f"OpenVINO cannot open '{self._path}': {_last_line(error)}") from error
+        self._inputs = tuple(
+            TensorInfo(
+                port.get_any_name(),
+                np.dtype(port.element_type.to_dtype()).name,
+                tuple(None if d.is_dynamic else d.get_length() for d in port.partial_shape),
+            )
+            for port in self._compiled.inputs
+        )
+        self._outputs = tuple(_output_name(port) for port in self._compiled.outputs)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._request = None
+        self._compiled = None
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The model's inputs."""
+        return self._inputs
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Version of OpenVINO."""
+        return {"openvino": str(_openvino().__version__)}
+
+    def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once: input name to array, output name to array.
+
+        Raises:
+            ConfigError: the feeds do not fit the inputs.
+            VerificationError: OpenVINO failed while running.
+        """
+        self._opened()
+        checked = check_feeds(feeds, self._inputs, f"'{self._path}'")
+        try:
+            results = self._request.infer(checked)
+        except RuntimeError as error:
+            raise VerificationError(
+                f"OpenVINO failed on '{self._path}': {_last_line(error)}"
+            ) from error
+        # The request reuses its output buffers: the arrays must outlive the next call.
+        return {name: np.array(results[index]) for index, name in enumerate(self._outputs)}
+
+    def executed_layers(self) -> list[ExecutedLayer]:
+        """List the weighted layers of the execution graph, in execution order.
+
+        A layer counts as ``"int8"`` only if its tensors are 8-bit integers and the kernel that was
+        chosen says so too.
+        """
+        runtime_model = self._opened().get_runtime_model()
+        operators = _weighted_operator_names(self._path)
+        layers: list[tuple[int, ExecutedLayer]] = []
+        for operator in runtime_model.get_ops():
+            info = operator.get_rt_info()
+            kind = _text(info, "layerType")
+            if kind not in _WEIGHTED_LAYERS:
+                continue
+            originals = [name for name in _text(info, "originalLayersNames").split(",") if name]
+            name = _original_name(originals, operators) or str(operator.get_friendly_name())
+            layer = ExecutedLayer(name, kind, _precision(info))
+            layers.append((int(_text(info, "execOrder") or 0), layer))
+        return [layer for _order, layer in sorted(layers, key=lambda item: item[0])]
+
+    def _opened(self) -> Any:
+        if self._compiled is None:
+            raise RuntimeError("the runner is not open: use it as a context manager")
+        return self._compiled
+
+
+def _openvino() -> Any:
+    return require("openvino", extra="openvino")
+
+
+def _weighted_operator_names(path: Path) -> list[str]:
+    model = _openvino().Core().read_model(str(path))
+    return [
+        str(operator.get_friendly_name())
+        for operator in model.get_ops()
+        if operator.get_type_name() in _WEIGHTED_OPERATORS
+    ]
+
+
+def _original_name(originals: list[str], operators: list[str]) -> str:
+    """Pick the weighted operator among those that OpenVINO fused into one layer."""
+    known = set(operators)
+    exact = [name for name in originals if name in known]
+    # Transformations append to a name, as in "fc/DequantizationMultiply".
+    derived = [
+        operator
+        for name in originals
+        for operator in sorted(operators, key=len, reverse=True)
+        if name.startswith(f"{operator}/")
+    ]
+    for name in (*exact, *derived, *originals):
+        return name.removesuffix(_BIAS_SUFFIX)
+    return ""
+
+
+def _precision(info: Any) -> str:
+    element_type = _text(info, "runtimePrecision")
+    kernel = _text(info, "primitiveType").lower()
+    if element_type in _INTEGER_TYPES:
+        return "int8" if "i8" in kernel or "int8" in kernel else "unknown"
+    return _FLOAT_NAMES.get(element_type, element_type)
+
+
+def _text(info: Any, key: str) -> str:
+    return str(info[key].astype(str)) if key in info else ""
+
+
+def _output_name(port: Any) -> str:
+    # A tensor may have several names; the result node is called after the model's own.
+    own = str(port.node.get_friendly_name()).split("/sink_port_")[0]
+    names = sorted(str(name) for name in port.names)
+    return own if own in names or not names else names[0]
+
+
+def _last_line(error: RuntimeError) -> str:
+    # OpenVINO prefixes its messages with one line for each source file they passed through.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith("Exception from")]
+    return " ".join(told[-2:]) if told else str(error)

@@ -1,0 +1,121 @@
+"""Sites: the places of a graph where a quantizer may stand.
+
+``edgekit::site(x, index)`` is the identity. It marks an edge, not a tensor: the same tensor may
+enter one operator quantized and another one in float.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from edgekit.capture import CapturedModel
+from edgekit.graph import WEIGHTED, activation_nodes, is_float_tensor, op_kind
+
+_LIBRARY = torch.library.Library("edgekit", "DEF")
+_LIBRARY.define("site(Tensor x, int index) -> Tensor")
+_LIBRARY.impl("site", lambda x, index: x.clone(), "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("edgekit::site", lib=_LIBRARY)
+def _site_fake(x: Tensor, index: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+SITE = torch.ops.edgekit.site.default
+
+
+class Role(str, enum.Enum):
+    """What flows through a site."""
+
+    ACTIVATION = "activation"
+    WEIGHT = "weight"
+    BIAS = "bias"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place for a quantizer: the value of ``tensor`` on its way into ``consumer``."""
+
+    index: int
+    role: Role
+    tensor: str
+    consumer: str
+
+
+@dataclass(frozen=True)
+class SitedModel:
+    """A captured model whose graph carries the sites. Node names are those of the model."""
+
+    model: CapturedModel
+    sites: tuple[Site, ...]
+
+    def node(self, name: str) -> fx.Node:
+        """Return a node of the graph by name."""
+        return next(node for node in self.model.graph.graph.nodes if node.name == name)
+
+
+def insert_sites(model: CapturedModel) -> SitedModel:
+    """Return a copy of ``model`` with a site on every edge that could be quantized.
+
+    These are all float activations entering an operator or leaving the graph, and the weight and
+    bias of every convolution, transposed convolution and linear layer.
+    """
+    graph_module = copy.deepcopy(model.graph)
+    graph = graph_module.graph
+    active = activation_nodes(graph)
+    sites: list[Site] = []
+
+    def wrap(source: fx.Node, user: fx.Node, role: Role) -> fx.Node:
+        with graph.inserting_before(user):
+            site = graph.call_function(SITE, (source, len(sites)))
+        site.meta["val"] = source.meta["val"]
+        sites.append(Site(len(sites), role, source.name, user.name))
+        return site
+
+    for node in list(graph.nodes):
+        if node.op not in ("call_function", "output"):
+            continue
+        weights = _weight_arguments(node)
+
+        def visit(
+            value: fx.node.Argument, node: fx.Node = node, weights: dict[fx.Node, Role] = weights
+        ) -> fx.node.Argument:
+            if not isinstance(value, fx.Node):
+                return value
+            if value in weights:
+                return wrap(value, node, weights[value])
+            if value not in active or not is_float_tensor(value):
+                return value
+            return wrap(value, node, Role.OUTPUT if node.op == "output" else Role.ACTIVATION)
+
+        node.args = fx.map_arg(node.args, visit)  # type: ignore[assignment]
+        node.kwargs = fx.map_arg(node.kwargs, visit)  # type: ignore[assignment]
+    graph_module.recompile()
+    return SitedModel(replace(model, graph=graph_module), tuple(sites))
+
+
+def _weight_arguments(node: fx.Node) -> dict[fx.Node, Role]:
+    if op_kind(node) not in WEIGHTED:
+        return {}
+    found: dict[fx.Node, Role] = {}
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    for value, role in ((node.args[1], Role.WEIGHT), (bias, Role.BIAS)):
+        if isinstance(value, fx.Node) and value.op == "get_attr":
+            found[value] = role
+    return found
+
+
+def layer_name(node: fx.Node) -> str:
+    """Return the name by which users know a weighted layer: its module path."""
+    weight = node.args[1]
+    while isinstance(weight, fx.Node) and weight.target is SITE:
+        weight = weight.args[0]
+    if isinstance(weight, fx.Node) and weight.op == "get_attr":
+        return str(weight.target).removesuffix(".weight")
+    return node.name

@@ -1,0 +1,14 @@
+"""The targets: one file lowers, writes and runs artifacts of one runtime.
+
+The folder lies at the top of the repository and is imported as ``edgekit.exporters``. Under any
+other name every class would exist twice and the registry's identities would silently break.
+"""
+
+from __future__ import annotations
+
+if __name__ != "edgekit.exporters":
+    raise ImportError(
+        f"this package is 'edgekit.exporters', not '{__name__}': install the project with "
+        "`pip install -e .` and import it by its full name",
+        name=__name__,
+    )

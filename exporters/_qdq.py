@@ -1,0 +1,212 @@
+"""From the template and a lowered model to an ONNX graph with QuantizeLinear/DequantizeLinear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+)
+from onnxscript.rewriter import RewriteRuleSet
+from onnxscript.rewriter.rules.common import (
+    fuse_pad_into_conv_rule,
+    normalize_pad_format_conv_rule,
+)
+
+from edgekit.lowering import LoweredModel
+from edgekit.quant.affine import QParams, WeightCodes
+from edgekit.sites import Role, SitedModel, layer_name
+from edgekit.template import DOMAIN, SITE_OP
+
+
+@dataclass
+class _Writer:
+    """State of one realisation: the graph being rewritten and the quantizers it has so far."""
+
+    graph: ir.Graph
+    lowered: LoweredModel | None
+    pairs: dict[tuple[str, QParams], ir.Value] = field(default_factory=dict)
+
+
+def realize(template: ir.Model, lowered: LoweredModel) -> ir.Model:
+    """Return the QDQ graph of one target.
+
+    Every site placeholder of the template becomes what ``lowered`` decided: a quantizer pair, an
+    integer initializer with its DequantizeLinear, a corrected bias, or nothing. Absorbed clamps
+    are removed, zero padding is fused into convolutions, and weighted layers carry their module
+    path as node name.
+    """
+    return _rewrite(template, lowered.sited, lowered)
+
+
+def realize_float(template: ir.Model, sited: SitedModel) -> ir.Model:
+    """Return the float graph: the template with every site removed."""
+    return _rewrite(template, sited, None)
+
+
+def _rewrite(template: ir.Model, sited: SitedModel, lowered: LoweredModel | None) -> ir.Model:
+    model = template.clone()
+    writer = _Writer(model.graph, lowered)
+    names = {
+        site.index: layer_name(sited.node(site.consumer))
+        for site in sited.sites
+        if site.role is Role.WEIGHT
+    }
+    for node in [n for n in model.graph if n.domain == DOMAIN and n.op_type == SITE_OP]:
+        index = node.attributes["index"].as_int()
+        if index in names:
+            _name_layer(node, names[index])
+    for node in [n for n in model.graph if n.domain == DOMAIN and n.op_type == SITE_OP]:
+        _replace_site(writer, node)
+    if lowered is not None:
+        for name in sorted(lowered.placement.absorbed):
+            _remove_clamp(model.graph, name)
+    RewriteRuleSet([normalize_pad_format_conv_rule, fuse_pad_into_conv_rule]).apply_to_model(model)
+    RemoveUnusedNodesPass()(model)
+    RemoveUnusedOpsetsPass()(model)
+    model.graph.sort()
+    for node in model.graph:
+        node.metadata_props.clear()
+    return model
+
+
+def _name_layer(site: ir.Node, name: str) -> None:
+    """Name the operator that reads a weight after its layer."""
+    value = site.outputs[0]
+    consumers = [use.node for use in value.uses()]
+    while len(consumers) == 1 and consumers[0].op_type in ("Transpose", "Reshape", "Unsqueeze"):
+        consumers = [use.node for use in consumers[0].outputs[0].uses()]
+    for index, consumer in enumerate(consumers):
+        consumer.name = name if index == 0 else f"{name}_{index}"
+
+
+def _replace_site(writer: _Writer, node: ir.Node) -> None:
+    source, output = node.inputs[0], node.outputs[0]
+    assert source is not None
+    index = node.attributes["index"].as_int()
+    lowered = writer.lowered
+    if lowered is None:
+        replacement = source
+    elif index in lowered.activations:
+        replacement = _quantizer(writer, node, source, lowered.activations[index])
+    elif index in lowered.weights:
+        replacement = _weight(writer, node, source, lowered.weights[index])
+    elif index in lowered.biases:
+        replacement = _bias(writer, node, source, index, lowered)
+    else:
+        replacement = source
+    _replace(writer.graph, output, replacement)
+    writer.graph.remove(node, safe=True)
+
+
+def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let ``new`` stand for ``old`` everywhere; graph outputs keep their names."""
+    is_output = old.is_graph_output()
+    name, old_type, old_shape = old.name, old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if is_output:
+        old.name = f"{name}_site"
+        new.name = name
+        new.type, new.shape = old_type, old_shape
+    elif new.shape is None:
+        new.type, new.shape = old_type, old_shape
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    value = ir.Value(
+        name=name,
+        const_value=ir.tensor(array, name=name),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        shape=ir.Shape(array.shape),
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _quantizer(writer: _Writer, site: ir.Node, source: ir.Value, qparams: QParams) -> ir.Value:
+    """One QuantizeLinear and one DequantizeLinear for each tensor and grid, shared by readers.
+
+    Zero points are always written: ONNX Runtime fuses Gemm only where they are explicit.
+    """
+    assert source.name is not None
+    key = (source.name, qparams)
+    if key in writer.pairs:
+        return writer.pairs[key]
+    dtype = np.int8 if qparams.scheme.signed else np.uint8
+    name = f"{source.name}.q{len([k for k in writer.pairs if k[0] == source.name]) or ''}"
+    scale = _initializer(writer.graph, f"{name}.scale", np.array(qparams.scale, np.float32))
+    zero = _initializer(writer.graph, f"{name}.zero_point", np.array(qparams.zero_point, dtype))
+    quantize = ir.node("QuantizeLinear", [source, scale, zero], name=f"{name}.quantize")
+    dequantize = ir.node(
+        "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}.dequantize"
+    )
+    quantize.outputs[0].name, dequantize.outputs[0].name = f"{name}.codes", f"{name}.values"
+    quantize.outputs[0].type, quantize.outputs[0].shape = ir.TensorType(zero.dtype), source.shape
+    dequantize.outputs[0].type, dequantize.outputs[0].shape = source.type, source.shape
+    writer.graph.insert_before(site, [quantize, dequantize])
+    writer.pairs[key] = dequantize.outputs[0]
+    return dequantize.outputs[0]
+
+
+def _weight(writer: _Writer, site: ir.Node, source: ir.Value, codes: WeightCodes) -> ir.Value:
+    array, axis = codes.codes.numpy(), codes.axis
+    transpose = _only_transpose(site.outputs[0])
+    if transpose is not None:  # MatMul reads [K, N]: transpose the codes, not the values at run time
+        order = transpose.attributes["perm"].as_ints()
+        array, axis = np.ascontiguousarray(array.transpose(order)), list(order).index(axis)
+    name = str(source.name)
+    value = _initializer(writer.graph, f"{name}.codes", array)
+    scale = _initializer(writer.graph, f"{name}.scale", codes.scale.numpy())
+    zeros = _initializer(writer.graph, f"{name}.zero_point", np.zeros(codes.scale.shape, np.int8))
+    node = ir.node(
+        "DequantizeLinear", [value, scale, zeros], {"axis": axis}, name=f"{name}.dequantize"
+    )
+    node.outputs[0].name = f"{name}.values"
+    node.outputs[0].type, node.outputs[0].shape = source.type, ir.Shape(array.shape)
+    writer.graph.insert_before(site, node)
+    if transpose is not None:
+        transpose.outputs[0].replace_all_uses_with(node.outputs[0])
+    return node.outputs[0]
+
+
+def _only_transpose(value: ir.Value) -> ir.Node | None:
+    uses = list(value.uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Transpose":
+        return uses[0].node
+    return None
+
+
+def _bias(
+    writer: _Writer, site: ir.Node, source: ir.Value, index: int, lowered: LoweredModel
+) -> ir.Value:
+    bias = lowered.biases[index].numpy().astype(np.float32)
+    name = str(source.name)
+    scales = lowered.bias_scales.get(index)
+    if scales is None:
+        return _initializer(writer.graph, f"{name}.corrected", bias)
+    step = scales.numpy().astype(np.float32)
+    codes = np.clip(np.round(bias / step), -(2**31), 2**31 - 1).astype(np.int32)
+    value = _initializer(writer.graph, f"{name}.codes", codes)
+    scale = _initializer(writer.graph, f"{name}.scale", step)
+    zeros = _initializer(writer.graph, f"{name}.zero_point", np.zeros(step.shape, np.int32))
+    node = ir.node(
+        "DequantizeLinear", [value, scale, zeros], {"axis": 0}, name=f"{name}.dequantize"
+    )
+    node.outputs[0].name = f"{name}.values"
+    node.outputs[0].type, node.outputs[0].shape = source.type, source.shape
+    writer.graph.insert_before(site, node)
+    return node.outputs[0]
+
+
+def _remove_clamp(graph: ir.Graph, name: str) -> None:
+    """Let the readers of a clamp read what it clamps: the quantizer behind it saturates alike."""
+    for node in graph:
+        if node.outputs[0].name == name and node.op_type in ("Relu", "Clip"):
+            source = node.inputs[0]
+            assert source is not None
+            node.outputs[0].replace_all_uses_with(source)
+            graph.remove(node, safe=True)
+            return
