@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edgekit.calibration._signals import random_batches
+from edgekit.signals import random_batches
 from edgekit.capture import CapturedModel
 from edgekit.observe import observe, with_notes
 from edgekit.quant.statistics import Statistics

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from edgekit.calibration._signals import random_batches
+from edgekit.signals import random_batches
 from edgekit.capture import CapturedModel
 from edgekit.graph import OpKind, argument, op_kind
 from edgekit.observe import NodeOverride, observe, with_notes

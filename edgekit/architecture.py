@@ -111,10 +111,16 @@ class Architecture:
         with _current_directory_importable():
             if factory is None:
                 factory = self._import_factory()
-            network = factory if isinstance(factory, nn.Module) else self._call(factory)
+            ready = isinstance(factory, nn.Module)
+            network = factory if ready else self._call(factory)
+        if ready and (self.args or self.kwargs):
+            raise ConfigError(
+                f"--arch {self}: '{self.factory}' is a network already and takes no arguments",
+                f"write --arch {self.module}:{self.factory}",
+            )
         if not isinstance(network, nn.Module):
             raise ConfigError(
-                f"--arch {self}: gives {_kind(network)}, not a torch.nn.Module",
+                f"--arch {self}: gives a value {_kind(network)}, not a torch.nn.Module",
                 "name a function or class that returns the network",
             )
         return network
@@ -172,6 +178,11 @@ def parse_arch(text: str) -> Architecture:
     module, colon, call = text.strip().partition(":")
     if not colon or not _MODULE.fullmatch(module) or len(text) > _MAX_LENGTH:
         raise ConfigError(f"--arch '{shown}': expected zoo:NAME or module:factory", _EXAMPLES)
+    if module.endswith(".py"):
+        raise ConfigError(
+            f"--arch '{shown}': expected the name of a module, not of a file",
+            f"leave out .py: --arch {module.removesuffix('.py')}:{printable(call)}",
+        )
     try:
         tree = ast.parse(call.strip(), mode="eval").body
         node = tree.func if isinstance(tree, ast.Call) else tree
@@ -216,11 +227,8 @@ def _literal(node: ast.expr) -> object:
 
 def _kind(value: object) -> str:
     kind = type(value)
-    return (
-        f"a {kind.__name__}"
-        if kind.__module__ == "builtins"
-        else f"a {kind.__module__}.{kind.__name__}"
-    )
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"of type {module}{kind.__name__}"
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def capture(
         inputs = tuple(replace(spec, variable_axes=()) for spec in inputs)
         try:
             program = _export(module, inputs, batch=None)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             raise CaptureError(
                 f"torch.export cannot capture the network: {_first_line(error)}",
                 "control flow that depends on tensor values must be rewritten with torch.where or torch.cond",
@@ -108,7 +108,7 @@ def _try_forward(module: nn.Module, inputs: tuple[InputSpec, ...]) -> None:
     try:
         with torch.no_grad():
             module(*example_inputs(inputs, 1))
-    except Exception as error:  # noqa: BLE001 - the user's network may raise anything
+    except Exception as error:
         shapes = ", ".join(f"{s.name}:{'x'.join(map(str, s.shape))}:{s.dtype}" for s in inputs)
         raise CaptureError(
             f"the network fails on its declared inputs ({shapes}): {_first_line(error)}",

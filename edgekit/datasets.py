@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,9 +248,12 @@ def _open_npz(path: Path, num_classes: int | None, labelled: bool) -> ArrayImage
 
 
 def _load_arrays(path: Path, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    # Without pickling a file cannot run code; an object array raises ValueError.
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Without pickling a file cannot run code; an object array raises ValueError.
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise LoadError(f"'{path}' is not a readable .npz: it holds a single bare array")
+        with archive:
             names = archive.files
             if "images" not in names or (labelled and "labels" not in names):
                 raise ConfigError(
@@ -258,8 +262,7 @@ def _load_arrays(path: Path, labelled: bool) -> tuple[np.ndarray, np.ndarray | N
                 )
             labels = archive["labels"] if "labels" in names else None
             return archive["images"], labels
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        # AttributeError: the file holds a single bare array, which is no archive.
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise LoadError(f"'{path}' is not a readable .npz: {error}") from error
 
 

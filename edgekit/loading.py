@@ -84,12 +84,13 @@ def load(
     if checkpoint is not None:
         state, source = checkpoint.state_dict, "checkpoint"
         architecture = architecture or checkpoint.arch
+        stated = _stated_by_file(checkpoint, architecture, where)
     else:
         state = find_state_dict(content.value, where)
         source = "safetensors" if content.kind is FileKind.SAFETENSORS else "state_dict"
-    if architecture is None:
-        raise _missing_arch(path, where)
-    stated = _stated(architecture, checkpoint, where)
+        if architecture is None:
+            raise _missing_arch(path, where)
+        stated = _stated_by_zoo(architecture)
     network = architecture.build()
     notes = load_weights(network, state, where=where, arch=str(architecture))
     resolved = resolve_inputs(network, inputs, stated.inputs)
@@ -122,21 +123,23 @@ def _missing_arch(path: Path, where: str) -> ConfigError:
     )
 
 
-def _stated(architecture: Architecture, checkpoint: Checkpoint | None, where: str) -> _Stated:
-    built = architecture.num_classes()
-    if checkpoint is not None:
-        if None not in (built, checkpoint.num_classes) and built != checkpoint.num_classes:
-            raise LoadError(
-                f"{where}: says {checkpoint.num_classes} classes, but {architecture} has {built}",
-                f"name the count in it: zoo:NAME(num_classes={checkpoint.num_classes})",
-            )
-        return _Stated(
-            checkpoint.inputs, checkpoint.preprocessing, checkpoint.task, checkpoint.num_classes
+def _stated_by_zoo(architecture: Architecture) -> _Stated:
+    if not architecture.is_zoo:
+        return _Stated()
+    zoo = architecture.zoo_model()
+    return _Stated(zoo.inputs, zoo.preprocessing, zoo.task, architecture.num_classes())
+
+
+def _stated_by_file(checkpoint: Checkpoint, architecture: Architecture, where: str) -> _Stated:
+    stated, built = checkpoint.num_classes, architecture.num_classes()
+    if architecture is not checkpoint.arch:
+        stated = stated if built is None else built  # the user typed another architecture
+    elif None not in (stated, built) and stated != built:
+        raise LoadError(
+            f"{where}: says {stated} classes, but its architecture {architecture} has {built}",
+            f"name the count in the architecture: zoo:NAME(num_classes={stated})",
         )
-    if architecture.is_zoo:
-        zoo = architecture.zoo_model()
-        return _Stated(zoo.inputs, zoo.preprocessing, zoo.task, built)
-    return _Stated()
+    return _Stated(checkpoint.inputs, checkpoint.preprocessing, checkpoint.task, stated)
 
 
 def _check_preprocessing(preprocessing: Preprocessing, spec: InputSpec) -> None:

@@ -32,7 +32,7 @@ class LoweringProfile:
         fused_sum: a sum of a weighted operator and something else is computed in the former's
             accumulator, so only the other operand is quantized.
         pairing: how the target's kernels sum products in 16 bits.
-        float16_scales: scales are rounded to FP16 numbers before codes are computed.
+        float16: what is not integer is computed in FP16; scales are FP16 numbers.
         integer_bias: biases are rounded to int32 in the accumulator's scale.
     """
 
@@ -44,7 +44,7 @@ class LoweringProfile:
     absorb_clamps: bool
     fused_sum: bool
     pairing: Pairing
-    float16_scales: bool = False
+    float16: bool = False
     integer_bias: bool = False
 
 

@@ -99,7 +99,11 @@ def lower(
             if profile.integer_bias:
                 grid = _input_grid(layer, activations)
                 bias_scales[bias_site.index] = grid.scale * codes.scale
-            biases[bias_site.index] = bias + bias_shift(layer, error, mean)
+            corrected = bias + bias_shift(layer, error, mean)
+            step = bias_scales.get(bias_site.index)
+            biases[bias_site.index] = (
+                corrected if step is None else torch.round(corrected / step) * step
+            )
     return LoweredModel(
         profile, model.sited, placement, activations, weights, biases, bias_scales, at_risk
     )
@@ -123,7 +127,7 @@ def _activation_grid(tensor: TensorStatistics, profile: LoweringProfile) -> QPar
         grid = mse_qparams(torch.tensor([low, high]), low, high, scheme)
     else:
         grid = mse_qparams(tensor.values, low, high, scheme)
-    return replace(grid, scale=_float16_up(grid.scale)) if profile.float16_scales else grid
+    return replace(grid, scale=_float16_up(grid.scale)) if profile.float16 else grid
 
 
 def _float16_up(scale: float) -> float:
@@ -143,7 +147,7 @@ def _layer_codes(
     if profile.pairing is not Pairing.NONE:
         return quantize_without_overflow(weight, full.axis, bits, profile.pairing)
     report = SaturationReport(weight.shape[full.axis], 0, 0)
-    if profile.float16_scales:
+    if profile.float16:
         scale = torch.tensor([_float16_up(float(value)) for value in full.scale])
         return quantize_weight(weight, scale, full.axis, bits), report
     return full, report

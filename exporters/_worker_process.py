@@ -105,5 +105,8 @@ def _discard(process: subprocess.Popen[bytes], folder: Path) -> None:
 def _ending(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
-    name = signal.Signals(-code).name
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a real-time signal has no name
+        name = f"signal {-code}"
     return f"{name}, probably out of memory" if name == "SIGKILL" else name

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgekit.errors import EdgekitError, MissingDependencyError, require
 from edgekit.graph import OpKind
-from edgekit.lowering import LoweringProfile
+from edgekit.lowering import LoweredModel, LoweringProfile
 from edgekit.quant.saturation import Pairing
-from edgekit.types import Cpu, TensorScheme
+from edgekit.sites import SitedModel
+from edgekit.target import Exported
+from edgekit.types import Artifact, Cpu, TensorScheme
+
+from ._qdq import realize
 
 _INTEGER = frozenset(
     {
@@ -20,20 +30,47 @@ _INTEGER = frozenset(
 )
 
 
-def profile(cpu: Cpu) -> LoweringProfile:
-    """Return the rules of ONNX Runtime's integer kernels (targets.md, section 4.1).
+class OnnxRuntimeTarget:
+    """Writes ``onnxruntime/model.onnx``."""
 
-    Activations are unsigned: the signed form costs an extra pass on x86. Every tensor between
-    integer operators is quantized, and a clamp disappears in the range behind it.
-    """
-    return LoweringProfile(
-        target="onnxruntime",
-        integer_kinds=_INTEGER,
-        quantized_outputs=_INTEGER - {OpKind.LINEAR},  # QGemm also returns floats
-        unsigned=TensorScheme(8, signed=False, symmetric=True),
-        signed=TensorScheme(8, signed=False, symmetric=False),
-        absorb_clamps=True,
-        fused_sum=False,
-        pairing=Pairing.FLAT if cpu is Cpu.AVX2 else Pairing.NONE,
-        integer_bias=True,
-    )
+    name = "onnxruntime"
+    executed = True
+
+    def missing(self) -> EdgekitError | None:
+        """Return the import error of the runtime, if any."""
+        try:
+            require("onnxruntime", extra="onnxruntime")
+        except MissingDependencyError as error:
+            return error
+        return None
+
+    def profile(self, cpu: Cpu) -> LoweringProfile:
+        """Return the rules of ONNX Runtime's integer kernels (targets.md, section 4.1).
+
+        Activations are unsigned: the signed form costs an extra pass on x86. Every tensor between
+        integer operators is quantized, and a clamp disappears in the range behind it.
+        """
+        return LoweringProfile(
+            target=self.name,
+            integer_kinds=_INTEGER,
+            quantized_outputs=_INTEGER - {OpKind.LINEAR},  # QGemm also returns floats
+            unsigned=TensorScheme(8, signed=False, symmetric=True),
+            signed=TensorScheme(8, signed=False, symmetric=False),
+            absorb_clamps=True,
+            fused_sum=False,
+            pairing=Pairing.FLAT if cpu is Cpu.AVX2 else Pairing.NONE,
+            integer_bias=True,
+        )
+
+    def unsupported(self, sited: SitedModel) -> Mapping[str, str]:
+        """No operator beyond what the profile's kinds say."""
+        del sited
+        return {}
+
+    def export(self, template: ir.Model, lowered: LoweredModel, directory: Path) -> Exported:
+        """Write the QDQ graph; ``InferenceSession`` needs no option to run it on integers."""
+        path = directory / self.name / "model.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ir.save(realize(template, lowered), path)
+        name = f"{self.name}/model.onnx"
+        return Exported(Artifact(self.name, name, (name,)))

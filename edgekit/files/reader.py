@@ -165,12 +165,15 @@ def _check_sizes(elements: int, file_size: int, where: str) -> None:
 
 
 def _read_torch(path: Path, where: str, kind: FileKind) -> object:
-    mapped = kind is FileKind.TORCH_ZIP  # the old format cannot be mapped
+    # The old format cannot be mapped. Only a path can be, but torch.load takes every path with this
+    # ending for safetensors, whatever the file holds.
+    mapped = kind is FileKind.TORCH_ZIP and not path.name.endswith(".safetensors")
     try:
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             # About unusual but harmless files; what is wrong with a file is said by the error.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            source = path if mapped else file
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except _READER_ERRORS as error:
         raise _damaged(error, where, "torch.save") from error
 

@@ -15,10 +15,13 @@ from edgekit.types import TensorScheme
 
 _BINS = 8192  # 32 bins to one step of an 8-bit grid: bin width does not decide
 _FRACTIONS = torch.linspace(0.2, 1.0, 65)
+MARGIN = 1.3
+"""Widening of the found range: real data has heavier tails than synthetic data. Chosen on set A
+(ResNet-20, ResNet-8: logit KL falls by half against 1.0, and 1.6 is no better)."""
 
 
 def mse_qparams(values: Tensor, low: float, high: float, scheme: TensorScheme) -> QParams:
-    """Return the grid within ``[low, high]`` with the least squared error on ``values``.
+    """Return the grid within ``[low, high]`` with the least squared error, plus a margin.
 
     Args:
         values: flat sample of the tensor, float32.
@@ -31,8 +34,8 @@ def mse_qparams(values: Tensor, low: float, high: float, scheme: TensorScheme) -
         return qparams_from_range(low, high, scheme)
     clipped = values.clamp(low, high)
     counts = torch.histc(clipped, _BINS, low, high)
-    centres = torch.linspace(low, high, _BINS + 1)
-    centres = (centres[1:] + centres[:-1]) / 2
+    width = (high - low) / _BINS
+    centres = low + width * (torch.arange(_BINS) + 0.5)
 
     def error(qparams: QParams) -> float:
         return float((counts * (fake_quantize(centres, qparams) - centres) ** 2).sum())
@@ -40,9 +43,9 @@ def mse_qparams(values: Tensor, low: float, high: float, scheme: TensorScheme) -
     def best(candidates: list[tuple[float, float]]) -> tuple[float, float]:
         return min(candidates, key=lambda pair: error(qparams_from_range(*pair, scheme)))
 
-    fractions = [float(f) for f in _FRACTIONS]
+    fractions, limits = [float(f) for f in _FRACTIONS], (low, high)
     low, high = best([(low * f, high * f) for f in fractions])
     if low < 0 < high and not scheme.symmetric:
         low, high = best([(low, high * f) for f in fractions])
         low, high = best([(low * f, high) for f in fractions])
-    return qparams_from_range(low, high, scheme)
+    return qparams_from_range(max(low * MARGIN, limits[0]), min(high * MARGIN, limits[1]), scheme)

@@ -87,14 +87,13 @@ class _Origin:
         """Yield possible origins of a renamed node, the surest first."""
         for tensor in node.inputs:
             yield from self._by_weight.get(tensor, ())
-        outputs = list(node.outputs)
         if node.name.endswith(_BLOCKED_SUFFIX):
-            outputs.append(node.name.removesuffix(_BLOCKED_SUFFIX))
+            yield from self._behind(node.name.removesuffix(_BLOCKED_SUFFIX))
         # Fused nodes carry the first node's name with something appended.
         for name in self.names:
             if re.match(re.escape(name) + r"(?![0-9A-Za-z])", node.name):
                 yield name
-        for tensor in outputs:
+        for tensor in node.outputs:
             yield from self._behind(tensor)
 
     def _constants_of(self, node: GraphNode, graph: OnnxGraph) -> Iterator[str]:

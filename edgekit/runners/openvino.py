@@ -99,13 +99,13 @@ class OpenVinoRunner:
         self._opened()
         checked = check_feeds(feeds, self._inputs, f"'{self._path}'")
         try:
-            results = self._request.infer(checked)
+            # Not shared: the request reuses its output buffers, the arrays must outlive that.
+            results = self._request.infer(checked, share_outputs=False)
         except RuntimeError as error:
             raise VerificationError(
                 f"OpenVINO failed on '{self._path}': {_last_line(error)}"
             ) from error
-        # The request reuses its output buffers: the arrays must outlive the next call.
-        return {name: np.array(results[index]) for index, name in enumerate(self._outputs)}
+        return {name: results[index] for index, name in enumerate(self._outputs)}
 
     def executed_layers(self) -> list[ExecutedLayer]:
         """List the weighted layers of the execution graph, in execution order.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,3 +107,58 @@ def openvino_ir(qdq_network: QdqNetwork, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("ir") / "model.xml"
     openvino.save_model(openvino.Core().read_model(qdq_network.path), path, compress_to_fp16=False)
     return path
+
+
+# The driver calls that edgekit makes, on host memory: addresses are ordinary pointers. Allocations
+# are counted, and code 2 is what the driver answers when its memory is full.
+DRIVER_SOURCE = """
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+static int live = 0;
+int cuInit(unsigned flags) { return getenv("STANDIN_NO_DEVICE") ? 100 : 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    *value = attribute == 75 ? 8 : attribute == 76 ? 7 : -1;
+    return 0;
+}
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &live; return 0; }
+int cuDevicePrimaryCtxRelease_v2(int device) { return 0; }
+int cuCtxSetCurrent(void *context) { return context == &live ? 0 : 201; }
+int cuStreamCreate(void **stream, unsigned flags) { *stream = (void *)(intptr_t)77; return 0; }
+int cuStreamSynchronize(void *stream) { return stream == (void *)(intptr_t)77 ? 0 : 400; }
+int cuStreamDestroy_v2(void *stream) { return 0; }
+int cuMemAlloc_v2(uint64_t *address, size_t size) {
+    if (size > (1u << 30)) return 2;
+    *address = (uint64_t)(uintptr_t)malloc(size);
+    live++;
+    return 0;
+}
+int cuMemFree_v2(uint64_t address) { free((void *)(uintptr_t)address); live--; return 0; }
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, void *stream) {
+    memcpy((void *)(uintptr_t)to, from, size);
+    return 0;
+}
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, void *stream) {
+    memcpy(to, (void *)(uintptr_t)from, size);
+    return 0;
+}
+int cuGetErrorString(int code, const char **text) {
+    *text = code == 2 ? "out of memory" : "no device";
+    return 0;
+}
+int standin_live_allocations(void) { return live; }
+"""
+
+
+@pytest.fixture(scope="session")
+def driver_library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A stand-in for the CUDA driver library, for machines without a GPU."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler to build the stand-in for the CUDA driver")
+    folder = tmp_path_factory.mktemp("driver")
+    source, library = folder / "driver.c", folder / "libcuda-standin.so"
+    source.write_text(DRIVER_SOURCE, encoding="utf-8")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    return str(library)

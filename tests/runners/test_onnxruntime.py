@@ -24,9 +24,7 @@ def test_outputs_are_those_of_exact_arithmetic(qdq_network: Any, options: dict[s
     with OnnxRuntimeRunner(qdq_network.path, **options) as runner:
         outputs = runner.infer({"x": x})
     assert list(outputs) == ["y"]
-    np.testing.assert_allclose(
-        outputs["y"], qdq_network.reference(x), rtol=0, atol=FLOAT_TOLERANCE
-    )
+    np.testing.assert_allclose(outputs["y"], qdq_network.reference(x), rtol=0, atol=FLOAT_TOLERANCE)
 
 
 def test_executed_precision_is_read_from_the_optimized_graph(qdq_network: Any) -> None:

@@ -26,9 +26,7 @@ def residual_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
 
     def conv(index: int, source: str, output: str) -> onnx.NodeProto:
-        return helper.make_node(
-            "Conv", [source, f"w{index}"], [output], names[index], pads=[1] * 4
-        )
+        return helper.make_node("Conv", [source, f"w{index}"], [output], names[index], pads=[1] * 4)
 
     nodes = [
         conv(0, "x", "a"),
@@ -79,6 +77,35 @@ def test_unchanged_names_go_before_guesses() -> None:
         ("fc", "float16"),
         ("fc/2", "float16"),
     ]
+
+
+def test_a_longer_word_is_no_fused_name() -> None:
+    # "conv12/fused" continues the word "conv1": what counts is the tensor that it makes.
+    original = OnnxGraph(
+        (_node("Conv", "conv1", ("x", "w"), "a"), _node("Conv", "other", ("a", "v"), "y")), {}
+    )
+    optimized = OnnxGraph(
+        (
+            _node("FusedConv", "conv12/fused", ("s", "t"), "y"),
+            _node("FusedConv", "c", ("x", "w_"), "a"),
+        ),
+        {},
+    )
+    assert [layer.name for layer in executed_layers(original, optimized)] == ["other", "conv1"]
+
+
+def test_a_blocked_name_is_that_of_a_tensor() -> None:
+    original = OnnxGraph(
+        (_node("Conv", "a", ("x", "w"), "t"), _node("Conv", "b", ("t", "v"), "a_y")), {}
+    )
+    optimized = OnnxGraph(
+        (
+            _node("Conv", "a_y_nchwc", ("s", "reorder_1"), "r1"),
+            _node("Conv", "t_nchwc", ("x", "reorder_0"), "r0"),
+        ),
+        {},
+    )
+    assert [layer.name for layer in executed_layers(original, optimized)] == ["b", "a"]
 
 
 def test_an_unknown_origin_keeps_the_optimizers_name() -> None:

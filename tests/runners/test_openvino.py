@@ -22,9 +22,7 @@ def test_outputs_are_those_of_exact_arithmetic(qdq_network: Any, openvino_ir: Pa
     with OpenVinoRunner(openvino_ir, threads=1, inference_precision="f32") as runner:
         outputs = runner.infer({"x": x})
     assert list(outputs) == ["y"]
-    np.testing.assert_allclose(
-        outputs["y"], qdq_network.reference(x), rtol=0, atol=FLOAT_TOLERANCE
-    )
+    np.testing.assert_allclose(outputs["y"], qdq_network.reference(x), rtol=0, atol=FLOAT_TOLERANCE)
 
 
 def test_executed_precision_is_read_from_the_execution_graph(openvino_ir: Path) -> None:

@@ -27,7 +27,9 @@ def test_slices_of_a_dynamic_batch_join_in_order(qdq_network: Any, batch_size: i
 def test_a_fixed_batch_overrules_the_batch_size(qdq_network: Any) -> None:
     x = qdq_network.inputs(3)
     with OnnxRuntimeRunner(qdq_network.static_path) as runner:
-        with pytest.raises(ConfigError, match=r"float32 \[1, 3, 8, 8\], got float32 \[3, 3, 8, 8\]"):
+        with pytest.raises(
+            ConfigError, match=r"float32 \[1, 3, 8, 8\], got float32 \[3, 3, 8, 8\]"
+        ):
             runner.infer({"x": x})
         y = infer_batches(runner, {"x": x}, 8)["y"]
     np.testing.assert_allclose(y, qdq_network.reference(x), rtol=0, atol=FLOAT_TOLERANCE)

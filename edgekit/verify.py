@@ -1,0 +1,283 @@
+"""Verification: run each artifact in its own runtime and compare it with its simulation."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgekit.capture import CapturedModel
+from edgekit.errors import ConfigError, EdgekitError, MissingDependencyError
+from edgekit.fidelity import agreement_percent, sqnr_db
+from edgekit.lowering import LoweredModel
+from edgekit.runners.child import WorkerRequest, WorkerResult, run_in_child
+from edgekit.signals import random_batches
+from edgekit.simulate import simulate
+from edgekit.sites import Role, layer_name
+from edgekit.types import Artifact, ExecutedLayer, Task
+
+MIN_MATCH = 99.0
+"""Least agreement with the simulation, percent (top-1 match for classifiers)."""
+MIN_SQNR_DB = 20.0
+"""Least SQNR against the simulation. Both round the same values; float sums in another order
+move a code by one here and there, and deep networks amplify that to 25 to 35 dB."""
+CANDIDATES = 64
+KEPT = 32
+_TIMEOUT_S = 600.0
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class VerificationInputs:
+    """Synthetic inputs with the float network's outputs: arrays ``[N, ...]`` by tensor name."""
+
+    feeds: Mapping[str, np.ndarray]
+    reference: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class TargetVerification:
+    """What one artifact did when it was run.
+
+    Attributes:
+        target: the target's name.
+        executed: it ran in its own runtime; ``False`` for a simulation of the file.
+        passed: it equals its simulation within the stated limits.
+        reason: why it is not executed, or why it failed.
+        match: agreement with the simulation, percent.
+        simulation_sqnr_db: SQNR against the simulation.
+        agreement: agreement with the float network, percent.
+        sqnr_db: SQNR against the float network.
+        layers: executed precision of every weighted layer, as the runtime tells it.
+        float_layers: weighted layers that did not run on integers, with the reason.
+        integer_layers: number that did.
+        weighted_layers: number in all.
+        versions: version of the runtime.
+    """
+
+    target: str
+    executed: bool
+    passed: bool
+    reason: str | None = None
+    match: float | None = None
+    simulation_sqnr_db: float | None = None
+    agreement: float | None = None
+    sqnr_db: float | None = None
+    layers: tuple[ExecutedLayer, ...] = ()
+    float_layers: Mapping[str, str] = field(default_factory=dict)
+    integer_layers: int = 0
+    weighted_layers: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; infinite SQNR (identical outputs) becomes ``null``."""
+        return {
+            "executed": self.executed,
+            "passed": self.passed,
+            "reason": self.reason,
+            "match": self.match,
+            "simulation_sqnr_db": _finite(self.simulation_sqnr_db),
+            "agreement": self.agreement,
+            "sqnr_db": _finite(self.sqnr_db),
+            "integer_layers": self.integer_layers,
+            "weighted_layers": self.weighted_layers,
+            "float_layers": dict(self.float_layers),
+            "layers": [
+                {"name": layer.name, "op": layer.op, "precision": layer.precision}
+                for layer in self.layers
+            ],
+            "versions": dict(self.versions),
+        }
+
+
+def verification_inputs(model: CapturedModel, seed: int) -> VerificationInputs:
+    """Draw structured noise and keep, for classifiers, what the float network is surest about.
+
+    Random images lie near decision boundaries, where the last bit of a sum decides the class;
+    a comparison of classes means something only away from them.
+    """
+    generator = torch.Generator().manual_seed(seed + 1)  # not the calibration's inputs
+    batches = list(random_batches(model, CANDIDATES, _BATCH, generator))
+    feeds = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    outputs = [torch.cat(parts) for parts in zip(*(model(*batch) for batch in batches), strict=True)]
+    samples = feeds[0].shape[0]
+    keep = torch.arange(samples)[:KEPT]
+    if model.task is Task.CLASSIFICATION and outputs[0].dim() == 2 and outputs[0].shape[1] > 1:
+        best = outputs[0].topk(2, dim=1).values
+        keep = (best[:, 0] - best[:, 1]).argsort(descending=True)[:KEPT].sort().values
+    names = [spec.name for spec in model.inputs]
+    return VerificationInputs(
+        {name: feed[keep].numpy() for name, feed in zip(names, feeds, strict=True)},
+        tuple(output[keep].numpy() for output in outputs),
+    )
+
+
+def verify(
+    artifacts: Sequence[Artifact],
+    lowered: Mapping[str, LoweredModel],
+    directory: Path,
+    *,
+    executed: Mapping[str, bool],
+    inputs: VerificationInputs,
+    threads: int,
+    on_target: Callable[[str], None] = lambda _target: None,
+) -> list[TargetVerification]:
+    """Run every artifact in a child process and compare it with its own simulation.
+
+    Args:
+        artifacts: what the exporters wrote.
+        lowered: the decisions behind each target's artifact.
+        directory: what the artifacts' paths are relative to.
+        executed: whether each target runs here, or its ONNX file is simulated.
+        inputs: what to feed.
+        threads: threads of each runtime.
+        on_target: called with the name of each target when it begins.
+    """
+    results = []
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch, ThreadPoolExecutor(1) as pool:
+        feeds = Path(scratch) / "inputs.npz"
+        np.savez(feeds, **dict(inputs.feeds))  # type: ignore[arg-type]
+        runs = []
+        for artifact in artifacts:
+            simulated = not executed[artifact.target]
+            request = WorkerRequest(
+                artifact.target, directory / artifact.model, feeds, 1, threads, simulated
+            )
+            runs.append(pool.submit(run_in_child, request, _TIMEOUT_S))
+        for artifact, run in zip(artifacts, runs, strict=True):
+            on_target(artifact.target)
+            expected = _simulated(lowered[artifact.target], inputs)
+            results.append(
+                _compare(
+                    artifact,
+                    lowered[artifact.target],
+                    executed[artifact.target],
+                    expected,
+                    inputs,
+                    run.result(),
+                )
+            )
+    return results
+
+
+def _simulated(lowered: LoweredModel, inputs: VerificationInputs) -> tuple[np.ndarray, ...]:
+    feeds = [torch.from_numpy(array) for array in inputs.feeds.values()]
+    size = _BATCH if lowered.sited.model.batch else 1
+    parts: list[tuple[Tensor, ...]] = [
+        simulate(lowered, *(feed[start : start + size] for feed in feeds))
+        for start in range(0, feeds[0].shape[0], size)
+    ]
+    return tuple(torch.cat(list(column)).numpy() for column in zip(*parts, strict=True))
+
+
+def _compare(
+    artifact: Artifact,
+    lowered: LoweredModel,
+    executed: bool,
+    expected: tuple[np.ndarray, ...],
+    inputs: VerificationInputs,
+    run: WorkerResult,
+) -> TargetVerification:
+    target = artifact.target
+    if run.failure is not None:
+        return _not_run(target, executed, run.failure)
+    model = lowered.sited.model
+    got = [run.outputs[spec.name] for spec in model.outputs]
+    match = agreement_percent(model.task, expected[0], got[0])
+    fidelity = min(sqnr_db(e, g) for e, g in zip(expected, got, strict=True))
+    passed = match >= MIN_MATCH and fidelity >= MIN_SQNR_DB
+    reason = None if executed else "its ONNX file was run in ONNX Runtime with Q/DQ as arithmetic"
+    if not passed:
+        reason = (
+            f"differs from its simulation: agreement {match:.1f} % (at least {MIN_MATCH:g}), "
+            f"SQNR {fidelity:.1f} dB (at least {MIN_SQNR_DB:g})"
+        )
+    weighted = _weighted_layers(lowered)
+    float_layers = _float_layers(lowered, weighted, run.executed if executed else None)
+    return TargetVerification(
+        target=target,
+        executed=executed,
+        passed=passed,
+        reason=reason,
+        match=match,
+        simulation_sqnr_db=fidelity,
+        agreement=agreement_percent(model.task, inputs.reference[0], got[0]),
+        sqnr_db=min(sqnr_db(r, g) for r, g in zip(inputs.reference, got, strict=True)),
+        layers=run.executed,
+        float_layers=float_layers,
+        integer_layers=len(weighted) - len(float_layers),
+        weighted_layers=len(weighted),
+        versions=run.versions,
+    )
+
+
+def _not_run(target: str, executed: bool, failure: EdgekitError) -> TargetVerification:
+    """A simulation without a simulator is no failure of the artifact; all else is."""
+    excused = not executed and isinstance(failure, MissingDependencyError)
+    text = f"not checked: {failure.message}" if excused else failure.message
+    return TargetVerification(target, executed=False, passed=excused, reason=text)
+
+
+def _weighted_layers(lowered: LoweredModel) -> dict[str, str]:
+    """Layer name to node name, for every layer with a weight."""
+    sited = lowered.sited
+    return {
+        layer_name(sited.node(site.consumer)): site.consumer
+        for site in sited.sites
+        if site.role is Role.WEIGHT
+    }
+
+
+def _float_layers(
+    lowered: LoweredModel,
+    weighted: Mapping[str, str],
+    layers: Sequence[ExecutedLayer] | None,
+) -> dict[str, str]:
+    """Return weighted layers not on integers; with ``layers``, as the runtime reports them."""
+    planned = lowered.placement.float_layers
+    reasons = {name: planned[node] for name, node in weighted.items() if node in planned}
+    if layers is None:
+        return reasons
+    integer = {layer.name for layer in layers if layer.precision == "int8"}
+    outputs = {spec.name for spec in lowered.sited.model.outputs}
+    for name in weighted:
+        if name in integer or name in reasons:
+            continue
+        # OpenVINO calls the operator that produces a network output after that output.
+        if _produces_output(lowered, weighted[name]) & outputs & integer:
+            continue
+        ran = next((layer.precision for layer in layers if layer.name == name), "unknown")
+        reasons[name] = f"planned for INT8, but the runtime ran it in {ran}"
+    return reasons
+
+
+def _produces_output(lowered: LoweredModel, node: str) -> set[str]:
+    model = lowered.sited.model
+    returned = [site.tensor for site in lowered.sited.sites if site.role is Role.OUTPUT]
+    names = [spec.name for spec in model.outputs if spec.dtype.startswith("float")]
+    return {name for name, tensor in zip(names, returned, strict=False) if tensor == node}
+
+
+def require_agreement(results: Sequence[TargetVerification], least: float | None) -> list[str]:
+    """Return a message for each target whose agreement with float is below ``least`` percent."""
+    if least is None:
+        return []
+    if not 0 <= least <= 100:
+        raise ConfigError(f"--min-agreement {least:g}: a percentage from 0 to 100")
+    return [
+        f"{result.target}: agreement with the float network is {result.agreement:.1f} %, "
+        f"less than the {least:g} % asked for"
+        for result in results
+        if result.agreement is not None and result.agreement < least
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or np.isfinite(value) else None

@@ -1,0 +1,93 @@
+"""OpenVINO: an IR whose FakeQuantize operators its low-precision passes turn into INT8 kernels."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgekit.errors import EdgekitError, ExportError, MissingDependencyError, require
+from edgekit.graph import OpKind
+from edgekit.lowering import LoweredModel, LoweringProfile
+from edgekit.quant.saturation import Pairing
+from edgekit.sites import SitedModel
+from edgekit.target import Exported
+from edgekit.types import Artifact, Cpu, TensorScheme
+
+from ._qdq import realize
+
+_INTEGER = frozenset(
+    {
+        OpKind.CONV,
+        OpKind.CONV_TRANSPOSE,
+        OpKind.LINEAR,
+        OpKind.MATMUL,
+        OpKind.MAX_POOL,
+        OpKind.AVERAGE_POOL,
+        OpKind.CONCAT,
+    }
+)
+
+
+class OpenVinoTarget:
+    """Writes ``openvino/model.xml`` and ``openvino/model.bin``."""
+
+    name = "openvino"
+    executed = True
+
+    def missing(self) -> EdgekitError | None:
+        """Return the import error of the runtime, if any."""
+        try:
+            require("openvino", extra="openvino")
+        except MissingDependencyError as error:
+            return error
+        return None
+
+    def profile(self, cpu: Cpu) -> LoweringProfile:
+        """Return the rules of OpenVINO's CPU plugin (targets.md, section 3).
+
+        Inputs of integer operators are quantized, and so is the operand of a residual sum that
+        does not come out of a convolution's accumulator: the plugin then adds it there. Signed
+        tensors take zero point 0, which costs no extra pass and keeps transposed convolutions
+        on integers.
+        """
+        return LoweringProfile(
+            target=self.name,
+            integer_kinds=_INTEGER,
+            quantized_outputs=frozenset(),
+            unsigned=TensorScheme(8, signed=False, symmetric=True),
+            signed=TensorScheme(8, signed=True, symmetric=True),
+            absorb_clamps=True,
+            fused_sum=True,
+            pairing=Pairing.CHANNELS if cpu is Cpu.AVX2 else Pairing.NONE,
+        )
+
+    def unsupported(self, sited: SitedModel) -> Mapping[str, str]:
+        """No operator beyond what the profile's kinds say."""
+        del sited
+        return {}
+
+    def export(self, template: ir.Model, lowered: LoweredModel, directory: Path) -> Exported:
+        """Convert the QDQ graph and save it; weights stay INT8 constants on disk.
+
+        Raises:
+            ExportError: OpenVINO's converter rejects the graph.
+        """
+        openvino = require("openvino", extra="openvino")
+        folder = directory / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            source = Path(scratch) / "model.onnx"
+            ir.save(realize(template, lowered), source)
+            try:
+                converted = openvino.convert_model(source)
+            except RuntimeError as error:
+                raise ExportError(
+                    f"OpenVINO rejects the graph: {str(error).strip().splitlines()[0]}",
+                    "leave the target out with --targets, and report the network to edgekit",
+                ) from error
+            openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
+        files = (f"{self.name}/model.xml", f"{self.name}/model.bin")
+        return Exported(Artifact(self.name, files[0], files))
