@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edgekit.signals import random_batches
+from edgekit.signals import random_batches, white_noise
 from edgekit.capture import CapturedModel
 from edgekit.observe import observe, with_notes
 from edgekit.quant.statistics import Statistics
@@ -34,7 +34,7 @@ class GaussianNoise:
         total = max(self.samples // (self.batch if model.batch else 1), 1)
         statistics = observe(
             model,
-            random_batches(model, self.samples, self.batch, generator, white=True),
+            random_batches(model, self.samples, self.batch, generator, draw=white_noise),
             method="noise",
             generator=generator,
             second_moments=second_moments,

@@ -78,17 +78,9 @@ def _overrides(model: CapturedModel, generator: torch.Generator) -> dict[str, No
     for node in nodes:
         if op_kind(node) is OpKind.BATCH_NORM:
             overrides[node.name] = _batch_mode
-        elif pinned and node not in pinned and _pools_everything(node):
+        elif pinned and node not in pinned and op_kind(node) is OpKind.GLOBAL_POOL:
             overrides[node.name] = lambda n, args: _one_position(n, args, generator)
     return overrides
-
-
-def _pools_everything(node: fx.Node) -> bool:
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node) or op_kind(node) not in (OpKind.MEAN, OpKind.AVERAGE_POOL):
-        return False
-    before, after = source.meta["val"].shape, node.meta["val"].shape
-    return len(before) == 4 and before[:2] == after[:2] and all(size == 1 for size in after[2:])
 
 
 def _one_position(node: fx.Node, args: tuple[object, ...], generator: torch.Generator) -> Tensor:

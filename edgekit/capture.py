@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from edgekit.errors import CaptureError
+from edgekit.graph import argument
 from edgekit.types import InputSpec, OutputSpec, Preprocessing, Task
 
 log = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ def _flat_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     flat = output.args[0]
     output.args = (tuple(flat) if isinstance(flat, (list, tuple)) else (flat,),)
     _functionalize(graph)
+    _split_means(graph)
     graph.eliminate_dead_code()
     graph_module.recompile()
     for parameter in graph_module.parameters():
@@ -170,6 +172,27 @@ def _functionalize(graph: fx.Graph) -> None:
         mutated = node.args[0]
         if isinstance(mutated, fx.Node):  # later readers see the changed value
             mutated.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user > node)
+
+
+def _split_means(graph: fx.Graph) -> None:
+    """Write ``mean`` over all positions as a pooling that keeps its axes, and a flatten.
+
+    Runtimes have an integer kernel for the former, and the latter moves no values.
+    """
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.mean.dim):
+        value = node.args[0].meta["val"]
+        axes = sorted(axis % value.dim() for axis in node.args[1])
+        if argument(node, 2, "keepdim", False) or value.dim() < 3:
+            continue
+        if axes != list(range(2, value.dim())):
+            continue
+        with graph.inserting_before(node):
+            pooled = graph.call_function(node.target, (node.args[0], axes, True))
+            flat = graph.call_function(torch.ops.aten.flatten.using_ints, (pooled, 1))
+        pooled.meta["val"] = node.meta["val"].reshape(*node.meta["val"].shape, *(1,) * len(axes))
+        flat.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(flat)
+        graph.erase_node(node)
 
 
 def _output_specs(

@@ -25,7 +25,7 @@ class OpKind(str, enum.Enum):
     CONCAT = "concat"
     MAX_POOL = "max_pool"
     AVERAGE_POOL = "average_pool"
-    MEAN = "mean"
+    GLOBAL_POOL = "global_pool"  # mean over all positions, spatial axes kept with size 1
     RESIZE = "resize"
     CLAMP_ZERO = "clamp_zero"  # relu, relu6 and other clamps whose lower bound is zero
     LAYOUT = "layout"  # moves values without changing them: reshape, transpose, slice
@@ -48,9 +48,8 @@ _KINDS: dict[str, OpKind] = {
     **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), OpKind.MAX_POOL),
     **dict.fromkeys(
         ("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
-        OpKind.AVERAGE_POOL,
+        OpKind.AVERAGE_POOL,  # adaptive pooling to size 1 is GLOBAL_POOL
     ),
-    "mean": OpKind.MEAN,
     **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d", "interpolate"), OpKind.RESIZE),
     **dict.fromkeys(("relu", "relu6"), OpKind.CLAMP_ZERO),
     **dict.fromkeys(
@@ -81,6 +80,8 @@ def op_kind(node: fx.Node) -> OpKind:
         return OpKind.CLAMP_ZERO if clamp_bounds(node)[0] == 0 else OpKind.OTHER
     if name in ("pad", "constant_pad_nd"):
         return OpKind.ZERO_PAD if _pads_with_zero(node) else OpKind.OTHER
+    if name in ("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d") and _pools_everything(node):
+        return OpKind.GLOBAL_POOL
     if name in ("add", "mul") and not all(isinstance(a, fx.Node) for a in node.args[:2]):
         return OpKind.OTHER  # a sum or product with a number
     return _KINDS.get(name, OpKind.OTHER)
@@ -114,6 +115,22 @@ def _pads_with_zero(node: fx.Node) -> bool:
         return False
     value = argument(node, 3 if op_name(node) == "pad" else 2, "value")
     return value is None or value == 0
+
+
+def _pools_everything(node: fx.Node) -> bool:
+    """Whether ``[N, C, *space]`` becomes ``[N, C, 1...]``."""
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or "val" not in source.meta or "val" not in node.meta:
+        return False
+    before, after = source.meta["val"].shape, node.meta["val"].shape
+    if len(before) != len(after) or len(before) < 3 or any(size != 1 for size in after[2:]):
+        return False
+    if op_name(node) != "mean":
+        return True
+    axes = argument(node, 1, "dim")
+    return isinstance(axes, (list, tuple)) and sorted(a % len(before) for a in axes) == list(
+        range(2, len(before))
+    )
 
 
 def is_float_tensor(node: fx.Node) -> bool:

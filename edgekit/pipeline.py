@@ -20,6 +20,7 @@ from edgekit.loading import LoadedModel, load
 from edgekit.lowering import LoweredModel
 from edgekit.options import InputOption
 from edgekit.output import AtomicDirectory
+from edgekit.passes.batchnorm_prior import with_batchnorm_prior
 from edgekit.passes.fold_batchnorm import fold_batchnorm
 from edgekit.quantized import QuantizedModel, lower, quantize_model
 from edgekit.recipe import Recipe, write_recipe
@@ -262,6 +263,7 @@ def _quantize(
             statistics = source.observe(captured, progress=inner)
         check_statistics(statistics)
     with stages.stage("quantize"):
+        statistics = with_batchnorm_prior(captured, statistics)
         folded, statistics = fold_batchnorm(captured, statistics)
         quantized = quantize_model(insert_sites(folded), statistics, SCHEMES[recipe.scheme], {})
     return captured, quantized

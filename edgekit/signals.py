@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, fx
@@ -50,13 +51,61 @@ def structured_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tens
     return (total - total.mean()) / total.std()
 
 
+def white_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return Gaussian noise of zero mean and unit spread."""
+    return torch.randn(shape, generator=generator)
+
+
+def patterns(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return structured noise with two-tone patterns laid over it, spread about one.
+
+    Half of the patterns are blobs (structured noise through a steep sigmoid), half gratings of
+    random frequency and direction; each mixes two random colours. Classifiers are surer of them
+    than of noise alone, which suits a comparison of classes, and the noise keeps activations in
+    the ranges of natural images. Shapes without space get plain structured noise.
+    """
+    noise = structured_noise(shape, generator)
+    if len(shape) not in (3, 4):
+        return noise
+    count, channels = shape[:2]
+    ones = (1,) * (len(shape) - 2)
+
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(size, generator=generator)
+
+    steep = 1.0 + 7.0 * uniform(count, 1, *ones)
+    wave = torch.tanh(structured_noise((count, 1, *shape[2:]), generator) * steep)
+    if len(shape) == 4:
+        wave[::2] = _gratings(wave[::2].shape, uniform)
+    first, second = (2 * uniform(count, channels, *ones) - 1 for _ in range(2))
+    # 0.7 and 0.8: overall spread near one, as natural inputs have
+    return 0.7 * ((first + second) / 2 + (first - second) / 2 * wave) + 0.8 * noise
+
+
+def _gratings(shape: torch.Size, uniform: Callable[..., Tensor]) -> Tensor:
+    """Return ``[N, 1, H, W]`` sine gratings with 2 to 32 periods, every other one squared off."""
+    count, _, height, width = shape
+    y = torch.linspace(-1, 1, height).reshape(1, 1, -1, 1)
+    x = torch.linspace(-1, 1, width).reshape(1, 1, 1, -1)
+    angle, phase = (2 * math.pi * uniform(count, 1, 1, 1) for _ in range(2))
+    frequency = math.pi * 2.0 ** (1 + 4 * uniform(count, 1, 1, 1))
+    wave = torch.sin(frequency * (x * angle.cos() + y * angle.sin()) + phase)
+    wave[1::2] = wave[1::2].sign()
+    return wave
+
+
 def random_batches(
-    model: CapturedModel, samples: int, batch: int, generator: torch.Generator, *, white: bool = False
+    model: CapturedModel,
+    samples: int,
+    batch: int,
+    generator: torch.Generator,
+    *,
+    draw: Callable[[tuple[int, ...], torch.Generator], Tensor] = structured_noise,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield batches of random inputs in each input's domain.
 
-    Float images span the range that preprocessing gives them; integer inputs are uniform over the
-    rows of the embedding tables that they index.
+    Float inputs come from ``draw``, images scaled to the range that preprocessing gives them;
+    integer inputs are uniform over the rows of the embedding tables that they index.
     """
     size = batch if model.batch else 1
     nodes = model.graph.graph.find_nodes(op="placeholder")
@@ -64,7 +113,7 @@ def random_batches(
         made = []
         for spec, node in zip(model.inputs, nodes, strict=True):
             shape = (size, *spec.shape[1:]) if spec.dynamic_batch else spec.shape
-            made.append(_draw(model, spec, node, shape, generator, white))
+            made.append(_draw(model, spec, node, shape, generator, draw))
         yield tuple(made)
 
 
@@ -74,14 +123,14 @@ def _draw(
     node: fx.Node,
     shape: tuple[int, ...],
     generator: torch.Generator,
-    white: bool,
+    draw: Callable[[tuple[int, ...], torch.Generator], Tensor],
 ) -> Tensor:
     dtype: torch.dtype = getattr(torch, spec.dtype)
     if dtype == torch.bool:
         return torch.randint(2, shape, generator=generator).bool()
     if not dtype.is_floating_point:
         return torch.randint(_rows(model, node), shape, generator=generator).to(dtype)
-    noise = torch.randn(shape, generator=generator) if white else structured_noise(shape, generator)
+    noise = draw(shape, generator)
     domain = input_domain(spec, model.preprocessing)
     if domain is not None:
         low, high = domain

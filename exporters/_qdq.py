@@ -64,6 +64,7 @@ def _rewrite(template: ir.Model, sited: SitedModel, lowered: LoweredModel | None
     if lowered is not None:
         for name in sorted(lowered.placement.absorbed):
             _remove_clamp(model.graph, name)
+    _use_global_pooling(model.graph)
     RewriteRuleSet([normalize_pad_format_conv_rule, fuse_pad_into_conv_rule]).apply_to_model(model)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
@@ -199,6 +200,27 @@ def _bias(
     node.outputs[0].type, node.outputs[0].shape = source.type, source.shape
     writer.graph.insert_before(site, node)
     return node.outputs[0]
+
+
+def _use_global_pooling(graph: ir.Graph) -> None:
+    """Write a mean over all spatial axes as GlobalAveragePool, which runtimes run on integers."""
+    for node in [n for n in graph if n.op_type == "ReduceMean"]:
+        source, output = node.inputs[0], node.outputs[0]
+        axes = None if len(node.inputs) < 2 else ir.convenience.get_const_tensor(node.inputs[1])
+        keep = node.attributes.get("keepdims")
+        if source is None or source.shape is None or axes is None:
+            continue
+        rank = len(source.shape)
+        spatial = sorted(int(axis) % rank for axis in axes.numpy().reshape(-1))
+        if rank < 3 or spatial != list(range(2, rank)) or (keep is not None and not keep.as_int()):
+            continue
+        pool = ir.node("GlobalAveragePool", [source], name=node.name)
+        pool.outputs[0].type, pool.outputs[0].shape = output.type, output.shape
+        graph.insert_before(node, pool)
+        name = output.name
+        _replace(graph, output, pool.outputs[0])
+        graph.remove(node, safe=True)
+        pool.outputs[0].name = name
 
 
 def _remove_clamp(graph: ir.Graph, name: str) -> None:

@@ -24,6 +24,7 @@ _INTEGER = frozenset(
         OpKind.ADD,
         OpKind.MAX_POOL,
         OpKind.AVERAGE_POOL,
+        OpKind.GLOBAL_POOL,
         OpKind.CONCAT,
         OpKind.RESIZE,
     }

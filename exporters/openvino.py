@@ -26,6 +26,7 @@ _INTEGER = frozenset(
         OpKind.MATMUL,
         OpKind.MAX_POOL,
         OpKind.AVERAGE_POOL,
+        OpKind.GLOBAL_POOL,
         OpKind.CONCAT,
     }
 )

@@ -77,11 +77,14 @@ def _as_float32(value: float) -> float:
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
-    """Quantize and dequantize: round half to even, as every runtime here does."""
-    scheme = qparams.scheme
-    return torch.fake_quantize_per_tensor_affine(
-        x, qparams.scale, qparams.zero_point, scheme.quant_min, scheme.quant_max
-    )
+    """Quantize and dequantize: round half to even, as every runtime here does.
+
+    Not torch's own operator: it multiplies by the reciprocal of the scale, where QuantizeLinear
+    divides, and so breaks near-ties another way.
+    """
+    scheme, zero = qparams.scheme, qparams.zero_point
+    codes = torch.div(x, qparams.scale).round_()
+    return codes.clamp_(scheme.quant_min - zero, scheme.quant_max - zero).mul_(qparams.scale)
 
 
 def weight_scheme(bits: int, axis: int) -> TensorScheme:

@@ -1,0 +1,246 @@
+"""The command line: each command builds values, calls one public function and prints one result.
+
+Exit codes: 0 done, 1 a check failed (the result is kept), 2 the user's error, 3 a bug of edgekit,
+130 interrupted. After 2, 3 and 130 the output directory does not exist. ``docs/cli.md`` is the
+reference.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit import tables
+from edgekit.boundary import Boundary, write_json
+from edgekit.console import working, write
+from edgekit.errors import ConfigError, require
+from edgekit.options import parse_input, parse_preprocessing
+from edgekit.types import Cpu, Effort, Task
+
+_FIXED_BY_RECIPE = {
+    "arch": "--arch",
+    "inputs": "--input",
+    "preprocessing": "--preprocessing",
+    "task": "--task",
+    "scheme": "--scheme",
+    "targets": "--targets",
+    "calibration": "--calibration",
+    "effort": "--effort",
+    "cpu": "--cpu",
+    "seed": "--seed",
+}
+
+# Without rich's markup, help is printed without importing rich.
+app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+zoo_app = typer.Typer(rich_markup_mode=None, help="Networks that edgekit knows by name.")
+app.add_typer(zoo_app, name="zoo")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, not a table.")]
+ResultDir = Annotated[Path, typer.Argument(metavar="DIR", help="What 'edgekit quantize' wrote.")]
+TargetNames = Annotated[
+    str | None, typer.Option("--targets", metavar="A,B", help="Of onnxruntime,openvino,tensorrt.")
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from edgekit import __version__
+
+        write(f"edgekit {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _edgekit(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Quantize trained networks to INT8 without data, and check each artifact by running it."""
+    del version  # its callback did all
+
+
+@app.command()
+def quantize(
+    context: typer.Context,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="File of weights.")],
+    arch: Annotated[
+        str | None, typer.Option(metavar="A", help="zoo:NAME or 'module:factory(width=0.75)'.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="SHAPE", help="[NAME:]1x3x224x224[:DTYPE]; repeatable."),
+    ] = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(metavar="P", help="mean=0.5,std=0.5,resize=256,crop=224,range=1,color=rgb"),
+    ] = None,
+    task: Annotated[Task | None, typer.Option(help="What the first output means.")] = None,
+    scheme: Annotated[str, typer.Option(metavar="w8a8", help="Widths of the integers.")] = "w8a8",
+    targets: TargetNames = None,
+    calibration: Annotated[
+        str, typer.Option(metavar="C", help="auto, renorm, or a control: noise, images:DIR.")
+    ] = "auto",
+    effort: Annotated[Effort, typer.Option(help="Budget of time.")] = Effort.INSTANT,
+    cpu: Annotated[
+        Cpu, typer.Option(help="CPU to be exact on; avx2 is exact on every x86 CPU.")
+    ] = Cpu.AVX2,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Repeat the recipe.json of a result.")
+    ] = None,
+    min_agreement: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Fail below this percentage of float's.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory to create  [default: MODEL-SCHEME]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where calibration runs.")
+    ] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Quantize MODEL, export it for every target, run each artifact and write the result."""
+    if recipe is not None:
+        _refuse_what_the_recipe_fixes(context)
+    with working("load") as progress:
+        require("torch", extra="torch")
+        from edgekit import pipeline
+        from edgekit.recipe import read_recipe
+
+        replayed = None if recipe is None else read_recipe(recipe)
+        folder = out or Path(f"{model.stem}-{replayed.scheme if replayed else scheme}")
+        report = pipeline.quantize(
+            model,
+            out=folder,
+            arch=arch,
+            inputs=[parse_input(text) for text in inputs or ()],
+            preprocessing=None if preprocessing is None else parse_preprocessing(preprocessing),
+            task=task,
+            scheme=scheme,
+            targets=_names(targets),
+            calibration=calibration,
+            effort=effort,
+            cpu=cpu,
+            recipe=replayed,
+            min_agreement=min_agreement,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+        context.obj.settle()
+    document = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    if not as_json:
+        write(tables.quantization(document, folder))
+    pipeline.raise_for_failures(report)
+    if as_json:
+        write_json({**document, "out": str(folder)})
+
+
+@app.command()
+def evaluate(
+    result: ResultDir,
+    data: Annotated[
+        Path, typer.Option(metavar="PATH", help="<index>_*.jpg files, class folders, or an npz.")
+    ],
+    targets: TargetNames = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Names of the classes, one a line.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Use N images, evenly spread.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the accuracy of every target in DIR on labelled images."""
+    with working("evaluate") as progress:
+        from edgekit import evaluate as evaluate_result
+
+        report = evaluate_result(
+            result, data, targets=_names(targets), classes=classes, limit=limit, progress=progress
+        )
+    document = report.to_dict()
+    if as_json:
+        write_json(document)
+    else:
+        write(tables.evaluation(document))
+
+
+@zoo_app.command("list")
+def zoo_list(as_json: AsJson = False) -> None:
+    """List the networks."""
+    with working("list"):
+        require("torch", extra="torch")
+        from edgekit import zoo
+
+        models = zoo.list_models()
+    if as_json:
+        write_json({"models": models})
+    else:
+        write(tables.models(models))
+
+
+@zoo_app.command("save")
+def zoo_save(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As 'edgekit zoo list' shows it.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a network with its published weights as a checkpoint."""
+    with working("save"):
+        require("torch", extra="torch")
+        from edgekit import zoo
+
+        written = zoo.save_model(name, file)
+    if as_json:
+        write_json({"name": name, "file": str(written), "size_bytes": written.stat().st_size})
+    else:
+        write(f"written to {written}\n")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def _refuse_what_the_recipe_fixes(context: typer.Context) -> None:
+    given = []
+    for name, flag in _FIXED_BY_RECIPE.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            given.append(flag)
+    if given:
+        raise ConfigError(
+            f"--recipe fixes {', '.join(given)} already",
+            "beside --recipe only --out, --min-agreement, --device and --json may be given; "
+            "to change more, edit a copy of the recipe",
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: what follows the command's name; ``sys.argv`` if ``None``.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Known before parsing, because what cannot be parsed is an error document, too.
+    as_json = "--json" in words[: words.index("--")] if "--" in words else "--json" in words
+    boundary = Boundary(as_json=as_json)
+    with boundary:
+        command = typer.main.get_command(app)
+        with command.make_context("edgekit", words, obj=boundary) as context:
+            command.invoke(context)
+    return boundary.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The terminal: progress while a command works, nothing of anybody else, and at last its result."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from edgekit.errors import OutputError
+from edgekit.types import Progress
+
+
+class UnprintableError(OutputError):
+    """Standard output cannot be written; what the command has made stays (exit code 1)."""
+
+    exit_code = 1
+
+
+def write(text: str) -> None:
+    """Write a result to standard output.
+
+    Raises:
+        UnprintableError: standard output is full or closed. A reader that has seen enough, as in
+            ``edgekit zoo list | head -1``, is no error.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+    except OSError as error:
+        _forget_stdout()
+        raise UnprintableError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def _forget_stdout() -> None:
+    # The interpreter writes what is left in the buffer when it ends: that must not fail again.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+@contextmanager
+def working(first: str) -> Iterator[Progress]:
+    """Show progress on standard error and keep everybody else silent.
+
+    On a terminal: one line with stage, bar and elapsed time, gone at the end. Else one plain line
+    for each stage.
+
+    Args:
+        first: name of the stage that begins now.
+    """
+    display = _bar if sys.stderr.isatty() else _lines
+    with _quiet(), _stdout_to_stderr(), display(first) as progress:
+        yield progress
+
+
+@contextmanager
+def _bar(first: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(complete_style="cyan", finished_style="cyan"),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(first, total=1.0)
+
+        def show(stage: str, fraction: float) -> None:
+            bar.update(task, description=stage, completed=fraction)
+
+        yield show
+
+
+@contextmanager
+def _lines(first: str) -> Iterator[Progress]:
+    started = time.monotonic()
+    last = ""
+
+    def show(stage: str, _fraction: float) -> None:
+        nonlocal last
+        if stage != last:
+            sys.stderr.write(f"[{time.monotonic() - started:6.1f} s] {stage}\n")
+            sys.stderr.flush()
+        last = stage
+
+    show(first, 0.0)
+    yield show
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what libraries warn of among themselves, unless ``python -W`` asks for it."""
+    if sys.warnoptions:
+        yield
+        return
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Keep standard output for the result, also from native code that knows only descriptor 1."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what native code has buffered belongs to its own time
+        os.dup2(saved, 1)
+        os.close(saved)
