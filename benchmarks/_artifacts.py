@@ -26,6 +26,10 @@ class Artifact:
     file: str
     timed: bool = False
 
+    def calibrated_on(self, nncf_samples: int, onnxruntime_samples: int) -> str:
+        """Return what it was calibrated on, with the numbers filled in."""
+        return self.calibration.format(nncf=nncf_samples, onnxruntime=onnxruntime_samples)
+
     @property
     def executed(self) -> bool:
         """Whether its own runtime runs it."""

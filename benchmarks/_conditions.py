@@ -46,6 +46,7 @@ def conditions() -> dict[str, Any]:
         "pair_sums_saturate": platform.machine() in ("x86_64", "AMD64")
         and (masked or not any(flag in flags for flag in _VNNI)),
         "cores": len(os.sched_getaffinity(0)),
+        "nice": os.nice(0),
         "threads": "each runtime's default",
         "environment": {k: os.environ[k] for k in _THREAD_VARIABLES if k in os.environ},
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

@@ -11,7 +11,7 @@ import os
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks._process import run_step
@@ -36,6 +36,10 @@ class Ratio:
     value: float
     low: float
     high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return plain JSON values."""
+        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"

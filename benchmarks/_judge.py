@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +23,7 @@ MAX_OF_ONNXRUNTIME = 1.05
 MAX_OF_FLOAT = 0.70
 MAX_HELP_SECONDS = 0.3
 
+_LONGEST_REASON = 260
 _PEERS = {"nncf": "NNCF", "onnxruntime_full": "ORT", "onnxruntime_7bit": "ORT 7-bit"}
 
 
@@ -51,6 +53,10 @@ class Score:
     agreement: float
     images: int
     convolutions: Mapping[str, int] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
 
 
 def scores(result: Mapping[str, Any]) -> dict[str, Score]:
@@ -178,7 +184,7 @@ class _Table:
         verdict = _at_most(seconds, MAX_SECONDS)
         self._add("wall time of the command, 2 cores", f"{seconds:.1f} s", peer, time_bar, verdict)
         process, tree = usage["process_bytes"] / 1e9, usage["tree_bytes"] / 1e9
-        measured = f"{tree:.2f} GB (largest process {process:.2f})"
+        measured = f"{tree:.2f} GB; largest process {process:.2f}"
         verdict = _at_most(max(tree, process), MAX_GB)
         self._add("peak memory, all processes together", measured, "-", memory_bar, verdict)
 
@@ -259,7 +265,8 @@ class _Table:
         told = "-"
         if other is not None and other["builder"] is not None:
             said = other["rejected"]
-            told = "ORT's default output: " + ("accepted" if said is None else f"rejected ({said})")
+            short = textwrap.shorten(said or "", _LONGEST_REASON, placeholder=" ...")
+            told = "ORT's default output: " + (f"rejected ({short})" if said else "accepted")
         if ours is None or ours["builder"] is None:
             self._add(figure, "no builder here", told, bar, MISSING)
             return

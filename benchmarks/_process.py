@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks._cases import ROOT
 
 _POLL_S = 0.05
+_NEW_PEAK = 1.02  # a rise that is worth a precise reading
 _LOG_LINES = 4
 _TIMEOUT_S = 900.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -34,9 +35,8 @@ class Usage:
     """What a command took.
 
     ``code``: exit code. ``process_bytes``: largest resident size of any single process, as the
-    kernel counts it.
-    ``tree_bytes``: largest sum over all its processes at one time, sampled; pages that processes
-    share count once for each.
+    kernel counts it. ``tree_bytes``: memory of all its processes together at their largest,
+    sampled; what several of them share counts once.
     """
 
     code: int
@@ -65,7 +65,7 @@ def run_measured(
     with tempfile.TemporaryFile() as log:
         started = time.perf_counter()
         process = _start(command, log, cores)
-        tree = 0
+        memory = _TreeMemory(process.pid)
         try:
             while True:
                 pid, status, used = os.wait4(process.pid, os.WNOHANG)
@@ -74,7 +74,7 @@ def run_measured(
                     break
                 if seconds > _TIMEOUT_S:
                     raise StepError(f"{_name(command)} did not end within {_TIMEOUT_S:g} s")
-                tree = max(tree, _tree_bytes(process.pid))
+                memory.sample()
                 time.sleep(_POLL_S)
             process.returncode = os.waitstatus_to_exitcode(status)
         finally:
@@ -84,7 +84,7 @@ def run_measured(
         if process.returncode not in allowed:
             what = f"{_name(command)} ended with code {process.returncode}"
             raise StepError(f"{what}: {_last_lines(log)}")
-    return Usage(process.returncode, round(seconds, 3), used.ru_maxrss * 1024, tree)
+    return Usage(process.returncode, round(seconds, 3), used.ru_maxrss * 1024, memory.peak_bytes)
 
 
 def run_step(module: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -139,17 +139,52 @@ def _start(command: Sequence[str], log: Any, cores: int | None) -> subprocess.Po
         os.sched_setaffinity(0, before)
 
 
-def _tree_bytes(pid: int) -> int:
-    """Sum the resident sizes of a process and its descendants; one that is gone counts nothing."""
-    total = 0
+class _TreeMemory:
+    """Peak memory of a process and its descendants.
+
+    The proportional size (shared pages split among their users) is what adds up, but reading it
+    makes the kernel walk every page. So it is read only where the plain sum reaches a new peak.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.peak_bytes = 0
+        self._pid = pid
+        self._peak_sum = 0
+
+    def sample(self) -> None:
+        processes = _descendants(self._pid)
+        resident = sum(_resident_bytes(pid) for pid in processes)
+        if resident > _NEW_PEAK * self._peak_sum:
+            self._peak_sum = resident
+            proportional = sum(_proportional_bytes(pid) for pid in processes)
+            self.peak_bytes = max(self.peak_bytes, proportional)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the process and all below it that still live."""
+    found = [pid]
     try:
-        total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
         for task in Path(f"/proc/{pid}/task").iterdir():
-            children = (task / "children").read_text().split()
-            total += sum(_tree_bytes(int(child)) for child in children)
-    except (OSError, IndexError):
+            for child in (task / "children").read_text().split():
+                found += _descendants(int(child))
+    except OSError:  # it ended meanwhile
         pass
-    return total
+    return found
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def _name(command: Sequence[str]) -> str:

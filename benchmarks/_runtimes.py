@@ -46,7 +46,7 @@ def _onnxruntime(runtime: str, path: str) -> Infer:
 
 
 def _openvino(path: str) -> Infer:
-    import openvino
+    import openvino  # type: ignore[import-untyped]
 
     compiled: Any = openvino.Core().compile_model(path, "CPU")
     request = compiled.create_infer_request()

@@ -41,7 +41,6 @@ def print_conditions(where: Mapping[str, Any]) -> None:
 
 def print_scores(case: Case, plan: Plan, scores: Mapping[str, Score]) -> None:
     """Print accuracy of every artifact."""
-    samples = {"nncf": plan.nncf_samples, "onnxruntime": plan.onnxruntime_samples}
     lines = [("made by", "calibrated on", "run by", "top-1", "drop", "agreement", "INT8 convs")]
     for artifact in ARTIFACTS:
         score = scores.get(artifact.key)
@@ -52,7 +51,7 @@ def print_scores(case: Case, plan: Plan, scores: Mapping[str, Score]) -> None:
         lines.append(
             (
                 artifact.maker,
-                artifact.calibration.format(**samples),
+                artifact.calibrated_on(plan.nncf_samples, plan.onnxruntime_samples),
                 by,
                 f"{score.top1:.1f}",
                 f"{score.drop:+.1f}",

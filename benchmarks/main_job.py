@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks._artifacts import ARTIFACTS
 from benchmarks._cases import CASES, DATA_VARIABLE, DataError, find_data
 from benchmarks._conditions import conditions, load_average
 from benchmarks._emulation import EmulationError, emulated, run_below_mask
-from benchmarks._judge import FAIL, judge, judge_help, ratios, scores
+from benchmarks._judge import FAIL, MISSING, judge, judge_help, ratios, scores
 from benchmarks._measure import Measurement, Plan, edgekit_command
 from benchmarks._process import StepError, best_seconds
 from benchmarks._table import print_conditions, print_rows, print_scores
@@ -97,31 +98,32 @@ def _run(options: argparse.Namespace, names: Sequence[str], data: Path) -> int:
         document = {
             "schema_version": _SCHEMA,
             "conditions": where,
-            "plan": {"images": plan.images, "blocks": plan.blocks},
             "help_seconds": help_seconds,
             "rows": [row.to_dict() for row in rows],
-            "networks": {name: _document(results[name]) for name in names},
+            "networks": {name: _document(plan, results[name]) for name in names},
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return 1 if any(row.verdict == FAIL and row.judged for row in rows) else 0
+    return 1 if any(row.judged and row.verdict in (FAIL, MISSING) for row in rows) else 0
 
 
-def _document(result: Mapping[str, Any]) -> dict[str, Any]:
-    figures = {
-        key: {
-            "top1": score.top1,
-            "drop": score.drop,
-            "agreement": score.agreement,
-            "images": score.images,
+def _document(plan: Plan, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is recorded of one network: figures in place of the single predictions."""
+    found = scores(result)
+    accuracy = {
+        artifact.key: {
+            "maker": artifact.maker,
+            "calibration": artifact.calibrated_on(plan.nncf_samples, plan.onnxruntime_samples),
+            "runtime": artifact.runtime,
+            "executed": artifact.executed,
+            "size_bytes": result["accuracy"][artifact.key]["size_bytes"],
+            **found[artifact.key].to_dict(),
         }
-        for key, score in scores(result).items()
+        for artifact in ARTIFACTS
+        if artifact.key in found
     }
-    compared = {
-        f"{a}/{b}": {"value": r.value, "low": r.low, "high": r.high}
-        for (a, b), r in ratios(result).items()
-    }
-    return {**result, "figures": figures, "ratios": compared}
+    compared = {f"{a}/{b}": value.to_dict() for (a, b), value in ratios(result).items()}
+    return {**result, "accuracy": accuracy, "ratios": compared}
 
 
 def _help_seconds() -> float | None:

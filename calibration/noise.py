@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from edgekit.signals import random_batches, white_noise
 from edgekit.capture import CapturedModel
 from edgekit.observe import observe, with_notes
 from edgekit.quant.statistics import Statistics
+from edgekit.signals import random_batches, white_noise
 from edgekit.types import Progress, no_progress
 
 

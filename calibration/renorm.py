@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from edgekit.signals import random_batches
 from edgekit.capture import CapturedModel
 from edgekit.graph import OpKind, argument, op_kind
 from edgekit.observe import NodeOverride, observe, with_notes
 from edgekit.quant.statistics import Statistics
+from edgekit.signals import random_batches
 from edgekit.types import Progress, no_progress
 
 _VARIANCE_FLOOR = 1e-4

@@ -14,6 +14,7 @@ import typer
 
 from edgekit.console import write
 from edgekit.errors import EdgekitError
+from edgekit.types import Progress
 
 # Typer re-exports one usage error only, and its newer versions bring a click of their own.
 _USAGE_ERROR = typer.BadParameter.__bases__[0]
@@ -45,9 +46,17 @@ class Boundary:
         self._interrupted_at: float | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
-    def settle(self) -> None:
-        """Let no signal end the command any more: its result is in place, only to be shown."""
-        self._settled = True
+    def settling(self, progress: Progress) -> Progress:
+        """Return a progress after whose last stage no signal ends the command any more.
+
+        Its result is in place then and only to be shown: an interrupt would come too late.
+        """
+
+        def show(stage: str, fraction: float) -> None:
+            self._settled = self._settled or stage == "done"
+            progress(stage, fraction)
+
+        return show
 
     def __enter__(self) -> None:
         for number in _SIGNALS:

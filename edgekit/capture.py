@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from edgekit.errors import CaptureError
-from edgekit.graph import argument
+from edgekit.graph import argument, store
 from edgekit.types import InputSpec, OutputSpec, Preprocessing, Task
 
 log = logging.getLogger(__name__)
@@ -69,18 +71,38 @@ def capture(
     preprocessing: Preprocessing | None = None,
     num_classes: int | None = None,
 ) -> CapturedModel:
-    """Trace a network in evaluation mode.
+    """Trace a network in evaluation mode; ``module`` itself stays as it is.
 
     The batch axis is exported as dynamic when the first axis of the input shape is 1 and the
     network allows it; where it does not, the batch is fixed at 1 and ``notes`` says so.
 
     Raises:
-        CaptureError: the forward pass fails on the declared inputs, or uses control flow that
-            depends on data.
+        CaptureError: the forward pass fails on the declared inputs, uses control flow that depends
+            on data, or computes something else than the captured graph does.
     """
-    module = module.eval()
-    inputs = tuple(inputs)
-    _try_forward(module, inputs)
+    with _evaluating(module):
+        return _capture(module, tuple(inputs), task, preprocessing, num_classes)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _capture(
+    module: nn.Module,
+    inputs: tuple[InputSpec, ...],
+    task: Task,
+    preprocessing: Preprocessing | None,
+    num_classes: int | None,
+) -> CapturedModel:
+    reference = _try_forward(module, inputs)
     wanted = any(spec.dynamic_batch for spec in inputs)
     notes: tuple[str, ...] = ()
     program = None
@@ -97,24 +119,29 @@ def capture(
         except Exception as error:
             raise CaptureError(
                 f"torch.export cannot capture the network: {_first_line(error)}",
-                "control flow that depends on tensor values must be rewritten with torch.where or torch.cond",
+                "rewrite control flow that depends on tensor values with torch.where or torch.cond",
             ) from error
         wanted = False
-    graph = _flat_graph(program)
+    graph = _faithful_graph(program, inputs, reference)
     outputs = _output_specs(graph, program, batch=2 if wanted else None)
     return CapturedModel(graph, inputs, outputs, task, preprocessing, num_classes, wanted, notes)
 
 
-def _try_forward(module: nn.Module, inputs: tuple[InputSpec, ...]) -> None:
+def _try_forward(module: nn.Module, inputs: tuple[InputSpec, ...]) -> tuple[object, ...]:
+    """Return the network's own outputs for :func:`_probe`, flat."""
     try:
         with torch.no_grad():
-            module(*example_inputs(inputs, 1))
+            return tuple(pytree.tree_leaves(module(*_probe(inputs))))
     except Exception as error:
         shapes = ", ".join(f"{s.name}:{'x'.join(map(str, s.shape))}:{s.dtype}" for s in inputs)
         raise CaptureError(
             f"the network fails on its declared inputs ({shapes}): {_first_line(error)}",
             "check --input, for example --input 1x3x224x224, once for each input",
         ) from error
+
+
+def _probe(inputs: tuple[InputSpec, ...]) -> tuple[Tensor, ...]:
+    return example_inputs(inputs, 1, torch.Generator().manual_seed(0))
 
 
 def _export(
@@ -131,6 +158,51 @@ def _export(
     return torch.export.export(module, example_inputs(inputs, batch), dynamic_shapes=tuple(shapes))
 
 
+def _faithful_graph(
+    program: torch.export.ExportedProgram,
+    inputs: tuple[InputSpec, ...],
+    reference: tuple[object, ...],
+) -> fx.GraphModule:
+    """Return the flat graph, checked against what the network itself computed.
+
+    In-place operators become functional one by one, which keeps the graph as the user wrote it.
+    Where one changes a tensor through a view (``x[:, 0] = 0``), that loses the change, and torch's
+    own functionalization takes over: it rewrites views as well.
+
+    Raises:
+        CaptureError: neither graph computes what the network does.
+    """
+    graph = _flat_graph(program)
+    if _agrees(graph, inputs, reference):
+        return graph
+    graph = _flat_graph(program.run_decompositions({}))
+    if _agrees(graph, inputs, reference):
+        return graph
+    raise CaptureError(
+        "the captured graph does not compute what the network does",
+        "write the forward pass without random numbers, and without state that it changes",
+    )
+
+
+def _agrees(
+    graph: fx.GraphModule, inputs: tuple[InputSpec, ...], reference: tuple[object, ...]
+) -> bool:
+    expected = [value for value in reference if isinstance(value, Tensor)]
+    with torch.no_grad():
+        got = graph(*_probe(inputs))
+    # the kernels are the same; 1e-3 leaves room for another order of sums, not for a lost operator
+    return len(got) == len(expected) and all(
+        torch.allclose(g.double(), e.double(), rtol=1e-3, atol=1e-3 * _size(e), equal_nan=True)
+        for g, e in zip(got, expected, strict=True)
+    )
+
+
+def _size(value: Tensor) -> float:
+    """Root mean square of the finite values."""
+    finite = value.double()[value.isfinite()]
+    return float(finite.square().mean().sqrt()) if finite.numel() else 0.0
+
+
 def _flat_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """Return the program as a plain function from tensors to a tuple of tensors."""
     graph_module = program.module(check_guards=False)
@@ -138,14 +210,21 @@ def _flat_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     graph = graph_module.graph
     graph.set_codegen(fx.graph.CodeGen())
     output = graph.output_node()
-    flat = output.args[0]
-    output.args = (tuple(flat) if isinstance(flat, (list, tuple)) else (flat,),)
+    flat = output.args[0] if isinstance(output.args[0], (list, tuple)) else output.args
+    for value in flat:
+        if value is not None and not isinstance(value, fx.Node):
+            raise CaptureError(
+                f"the network returns {value!r}, which is not a tensor",
+                "return tensors only, alone or in a tuple, list or dictionary",
+            )
+    output.args = (tuple(value for value in flat if value is not None),)
+    _restore_batch_norm(graph)
     _functionalize(graph)
     _split_means(graph)
     graph.eliminate_dead_code()
     graph_module.recompile()
-    for parameter in graph_module.parameters():
-        parameter.requires_grad_(False)
+    for name, parameter in list(graph_module.named_parameters(remove_duplicate=False)):
+        store(graph_module, name, parameter.detach())  # frozen here, not in the user's module
     return graph_module
 
 
@@ -171,7 +250,24 @@ def _functionalize(graph: fx.Graph) -> None:
         node.target = getattr(packet, target._overloadname)
         mutated = node.args[0]
         if isinstance(mutated, fx.Node):  # later readers see the changed value
-            mutated.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user > node)
+            for user in [user for user in mutated.users if user > node]:
+                user.replace_input_with(mutated, node)
+
+
+def _restore_batch_norm(graph: fx.Graph) -> None:
+    """Write the BatchNorm of decomposed programs as the one operator that it was."""
+    native = torch.ops.aten._native_batch_norm_legit_no_training.default
+    for node in graph.find_nodes(op="call_function", target=native):
+        *tensors, momentum, epsilon = node.args
+        with graph.inserting_before(node):
+            norm = graph.call_function(
+                torch.ops.aten.batch_norm.default, (*tensors, False, momentum, epsilon, False)
+            )
+        norm.meta["val"] = node.meta["val"][0]
+        for item in list(node.users):  # the mean and spread beside it are of no use in evaluation
+            item.replace_all_uses_with(norm)
+            graph.erase_node(item)
+        graph.erase_node(node)
 
 
 def _split_means(graph: fx.Graph) -> None:
@@ -212,8 +308,10 @@ def _output_specs(
 def _output_names(program: torch.export.ExportedProgram, count: int) -> list[str]:
     """Name outputs by their dictionary keys where the network returns a dictionary."""
     spec = program.call_spec.out_spec
-    if spec is not None and spec.type is dict and spec.num_leaves == count:
-        return [str(key) for key in spec.context]
+    returned = program.graph_signature.user_outputs
+    if spec is not None and spec.type is dict and spec.num_leaves == len(spec.context):
+        pairs = zip(spec.context, returned, strict=True)
+        return [str(key) for key, value in pairs if value is not None]
     return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
 
 

@@ -135,9 +135,8 @@ def quantize(
             min_agreement=min_agreement,
             seed=seed,
             device=device,
-            progress=progress,
+            progress=context.obj.settling(progress),
         )
-        context.obj.settle()
     document = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     if not as_json:
         write(tables.quantization(document, folder))

@@ -29,8 +29,10 @@ def write(text: str) -> None:
         UnprintableError: standard output is full or closed. A reader that has seen enough, as in
             ``edgekit zoo list | head -1``, is no error.
     """
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        sys.stdout.write(text)
+        # A file name need not be printable; the rest of the result still is.
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except BrokenPipeError:
         _forget_stdout()

@@ -29,11 +29,17 @@ def package_versions() -> dict[str, str]:
     """Return the version of each installed package that can decide a result's bytes."""
     found = {"python": platform.python_version()}
     for name in (DISTRIBUTION, *_PACKAGES):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+        installed = _version(name)
+        if installed is not None:
+            found[name] = installed
     return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def cpu_description() -> dict[str, object]:

@@ -37,32 +37,25 @@ class OpKind(str, enum.Enum):
 
 WEIGHTED = frozenset({OpKind.CONV, OpKind.CONV_TRANSPOSE, OpKind.LINEAR})
 
-_KINDS: dict[str, OpKind] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), OpKind.CONV),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), OpKind.CONV_TRANSPOSE),
-    "linear": OpKind.LINEAR,
-    **dict.fromkeys(("matmul", "bmm", "mm"), OpKind.MATMUL),
-    "add": OpKind.ADD,
-    "mul": OpKind.MUL,
-    **dict.fromkeys(("cat", "concat"), OpKind.CONCAT),
-    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), OpKind.MAX_POOL),
-    **dict.fromkeys(
-        ("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
-        OpKind.AVERAGE_POOL,  # adaptive pooling to size 1 is GLOBAL_POOL
-    ),
-    **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d", "interpolate"), OpKind.RESIZE),
-    **dict.fromkeys(("relu", "relu6"), OpKind.CLAMP_ZERO),
-    **dict.fromkeys(
-        (
-            "view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze",
-            "slice", "select", "expand", "chunk", "split", "t", "movedim", "pixel_shuffle",
-            "pixel_unshuffle", "channel_shuffle",
-        ),
-        OpKind.LAYOUT,
-    ),
-    **dict.fromkeys(("dropout", "dropout_", "feature_dropout", "contiguous", "clone", "alias", "detach"), OpKind.IDENTITY),
-    "batch_norm": OpKind.BATCH_NORM,
-}  # fmt: skip
+_NAMES: dict[OpKind, str] = {
+    OpKind.CONV: "conv1d conv2d conv3d",
+    OpKind.CONV_TRANSPOSE: "conv_transpose1d conv_transpose2d conv_transpose3d",
+    OpKind.LINEAR: "linear",
+    OpKind.MATMUL: "matmul bmm mm",
+    OpKind.ADD: "add",
+    OpKind.MUL: "mul",
+    OpKind.CONCAT: "cat concat",
+    OpKind.MAX_POOL: "max_pool1d max_pool2d max_pool3d",
+    OpKind.AVERAGE_POOL: "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d",
+    OpKind.RESIZE: "upsample_nearest2d upsample_bilinear2d interpolate",
+    OpKind.CLAMP_ZERO: "relu relu6",
+    OpKind.LAYOUT: "view reshape flatten unflatten permute transpose squeeze unsqueeze slice select "
+    "expand chunk split t movedim pixel_shuffle pixel_unshuffle channel_shuffle",
+    OpKind.IDENTITY: "dropout feature_dropout contiguous clone alias detach",
+    OpKind.BATCH_NORM: "batch_norm",
+}
+_KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 
 
 def op_name(node: fx.Node) -> str:
@@ -94,13 +87,18 @@ def clamp_bounds(node: fx.Node) -> tuple[float | None, float | None]:
         return 0.0, None
     if name == "relu6":
         return 0.0, 6.0
-    bounds = {"hardtanh": (-1.0, 1.0)}.get(name, (None, None))
-    given = [argument(node, 1, "min_val" if name == "hardtanh" else "min", bounds[0])]
-    given.append(
-        None if name == "clamp_min" else argument(node, 2, "max_val" if name == "hardtanh" else "max", bounds[1])
-    )
-    low, high = (None if isinstance(value, fx.Node) else value for value in given)
-    return low, high
+    low: object
+    high: object
+    if name == "hardtanh":
+        low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
+    else:
+        low = argument(node, 1, "min")
+        high = None if name == "clamp_min" else argument(node, 2, "max")
+    return _number(low), _number(high)
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def argument(node: fx.Node, position: int, keyword: str, default: object = None) -> object:
@@ -172,6 +170,27 @@ def constant(graph_module: fx.GraphModule, node: object) -> Tensor | None:
     if isinstance(node, fx.Node) and node.op == "get_attr":
         return fetch(graph_module, str(node.target))
     return None
+
+
+def foldable_layer(graph_module: fx.GraphModule, norm: fx.Node) -> fx.Node | None:
+    """Return the layer that a BatchNorm can be folded into, or ``None``.
+
+    That is a convolution, transposed convolution or linear layer that nothing else reads and whose
+    weight is a parameter.
+    """
+    if op_kind(norm) is not OpKind.BATCH_NORM or argument(norm, 5, "training"):
+        return None
+    layer = norm.args[0]
+    if not isinstance(layer, fx.Node) or op_kind(layer) not in WEIGHTED or len(layer.users) != 1:
+        return None
+    if (
+        constant(graph_module, layer.args[1]) is None
+        or constant(graph_module, norm.args[3]) is None
+    ):
+        return None
+    if op_kind(layer) is OpKind.LINEAR and layer.meta["val"].dim() != 2:
+        return None  # BatchNorm over axis 1 of [N, T, F] does not act on the features
+    return layer
 
 
 def output_nodes(graph: fx.Graph) -> Iterator[fx.Node]:

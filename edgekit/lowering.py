@@ -120,7 +120,9 @@ def place(sited: SitedModel, profile: LoweringProfile, reasons: Mapping[str, str
         source = sited.node(sited.sites[index].tensor)
         tensors[source.name] = _grid_owner(source, edges, sited).name
     float_layers = {
-        node.name: reasons.get(node.name, f"{profile.target} has no integer kernel for {op_kind(node).value}")
+        node.name: reasons.get(
+            node.name, f"{profile.target} has no integer kernel for {op_kind(node).value}"
+        )
         for node in nodes
         if op_kind(node) in WEIGHTED and node not in integer
     }
@@ -179,7 +181,9 @@ def _absorbable(
     producer = _producer(node)
     if producer not in integer or len(_readers(producer)) != 1:
         return False
-    return op_kind(producer) in profile.quantized_outputs or all(r in wanted for r in _readers(node))
+    return op_kind(producer) in profile.quantized_outputs or all(
+        r in wanted for r in _readers(node)
+    )
 
 
 def _produced(

@@ -10,7 +10,14 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from edgekit.capture import CapturedModel
-from edgekit.graph import OpKind, activation_nodes, argument, is_float_tensor, op_kind
+from edgekit.graph import (
+    OpKind,
+    activation_nodes,
+    argument,
+    foldable_layer,
+    is_float_tensor,
+    op_kind,
+)
 from edgekit.quant.statistics import Statistics, TensorObserver
 
 NodeOverride = Callable[[fx.Node, tuple[object, ...]], object]
@@ -70,7 +77,7 @@ def observe(
     """
     observers = {
         node.name: TensorObserver(channel_axis(node), generator, method)
-        for node in _observable(model.graph.graph)
+        for node in _observable(model.graph)
     }
     layers: dict[str, list[Tensor]] = {name: [] for name in second_moments}
     interpreter = _Observing(model.graph, observers, overrides or {}, layers)
@@ -94,17 +101,15 @@ def with_notes(statistics: Statistics, *notes: str) -> Statistics:
     return replace(statistics, notes=(*statistics.notes, *notes))
 
 
-def _observable(graph: fx.Graph) -> list[fx.Node]:
-    """Float activations, less those that folding removes."""
-    active = activation_nodes(graph)
-    chosen = []
-    for node in graph.nodes:
-        if node not in active or not is_float_tensor(node):
-            continue
-        if node.users and all(op_kind(user) is OpKind.BATCH_NORM for user in node.users):
-            continue
-        chosen.append(node)
-    return chosen
+def _observable(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """Float activations, less the layer outputs that folding removes."""
+    active = activation_nodes(graph_module.graph)
+    folded = {foldable_layer(graph_module, node) for node in graph_module.graph.nodes}
+    return [
+        node
+        for node in graph_module.graph.nodes
+        if node in active and is_float_tensor(node) and node not in folded
+    ]
 
 
 def channel_axis(node: fx.Node) -> int:
@@ -129,7 +134,9 @@ def second_moment(node: fx.Node, x: object, weight: object) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         return (rows.T @ rows / rows.shape[0])[None]
     assert op_kind(node) is OpKind.CONV and x.dim() == 4, "second moments need a 2-D convolution"
-    stride, padding, dilation = (argument(node, i, k) for i, k in ((3, "stride"), (4, "padding"), (5, "dilation")))
+    stride, padding, dilation = (
+        argument(node, i, k) for i, k in ((3, "stride"), (4, "padding"), (5, "dilation"))
+    )
     groups = argument(node, 6, "groups", 1)
     assert isinstance(groups, int)
     unfolded = F.unfold(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -9,35 +10,50 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from edgekit.errors import OutputError
+from edgekit.errors import EdgekitError, OutputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_PROBE_BYTES = 1 << 16
 
 
 class AtomicDirectory:
     """Collects files in a hidden sibling folder, which is renamed into place by :meth:`commit`.
 
-    Leaving the context without a commit removes everything.
+    Leaving the context without a commit removes everything, folders above it that it made
+    included.
+
+    Attributes:
+        final: the directory that :meth:`commit` makes.
+        path: where files go until then.
 
     Raises:
-        OutputError: the final directory exists, or its parent cannot be written.
+        OutputError: the final directory exists, its parent cannot be written, or the disk is full.
     """
 
     def __init__(self, final: Path) -> None:
         self.final = final
         self.path = final  # replaced by the working folder on entry
+        self._made: list[Path] = []
 
     def __enter__(self) -> AtomicDirectory:
-        if self.final.exists() or self.final.is_symlink():
+        if os.path.lexists(self.final):
             raise OutputError(
                 f"the output directory '{self.final}' exists already",
                 "choose another one with --out, or remove it first",
             )
         try:
-            self.final.parent.mkdir(parents=True, exist_ok=True)
-            made = tempfile.mkdtemp(prefix=f".{self.final.name}.", dir=self.final.parent)
+            self._make_parents()
+            self.path = Path(tempfile.mkdtemp(prefix=f".{self.final.name}.", dir=self.final.parent))
         except OSError as error:
+            self._remove()
             raise _unwritable(self.final, error) from error
-        self.path = Path(made)
         return self
+
+    def _make_parents(self) -> None:
+        missing = [parent for parent in self.final.parents if not os.path.lexists(parent)]
+        for parent in reversed(missing):
+            parent.mkdir(exist_ok=True)
+            self._made.append(parent)
 
     def __exit__(
         self,
@@ -45,16 +61,45 @@ class AtomicDirectory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.path == self.final:
+            return
+        failure = self._storage_failure(error)
+        self._remove()
+        if failure is not None:
+            raise failure from error
+
+    def _storage_failure(self, error: BaseException | None) -> OutputError | None:
+        """Return what a lack of space explains of ``error``.
+
+        Native writers do not say why they failed, so it is tried whether the disk takes anything.
+        """
+        if not isinstance(error, Exception) or isinstance(error, EdgekitError):
+            return None
+        try:
+            (self.path / ".probe").write_bytes(bytes(_PROBE_BYTES))
+        except OSError as refused:
+            return _unwritable(self.final, refused)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            where = error.filename or tempfile.gettempdir()
+            return OutputError(f"'{where}' cannot be written: {error.strerror}", "free space there")
+        return None
+
+    def _remove(self) -> None:
         if self.path != self.final:
             shutil.rmtree(self.path, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise _unwritable(self.final, error) from error
+        for parent in reversed(self._made):
+            with contextlib.suppress(OSError):  # somebody else has put a file there: it stays
+                parent.rmdir()
 
     def commit(self) -> None:
-        """Give the directory its final name."""
+        """Give the directory its final name.
+
+        Raises:
+            OutputError: another process has made that directory meanwhile.
+        """
         self.path.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
         try:
-            os.rename(self.path, self.final)
+            self.path.rename(self.final)
         except OSError as error:
             raise _unwritable(self.final, error) from error
         self.path = self.final

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import onnx_ir as ir
 import torch
@@ -21,6 +22,7 @@ from edgekit.lowering import LoweredModel
 from edgekit.options import InputOption
 from edgekit.output import AtomicDirectory
 from edgekit.passes.batchnorm_prior import with_batchnorm_prior
+from edgekit.passes.equalize import equalize
 from edgekit.passes.fold_batchnorm import fold_batchnorm
 from edgekit.quantized import QuantizedModel, lower, quantize_model
 from edgekit.recipe import Recipe, write_recipe
@@ -48,7 +50,7 @@ class Stages:
     progress: Progress
     seconds: dict[str, float]
 
-    _PLAN = {
+    _PLAN: ClassVar[Mapping[str, tuple[float, float]]] = {
         "load": (0.00, 0.03),
         "capture": (0.03, 0.10),
         "calibrate": (0.10, 0.45),
@@ -196,7 +198,7 @@ def quantize(
             usable_targets(configuration.targets)
         with _threads(configuration.threads):
             captured, quantized = _quantize(loaded, configuration, place, stages)
-            template, lowered, artifacts, failures = _export_all(
+            lowered, artifacts, failures = _export_all(
                 quantized, configuration, directory.path, stages
             )
             with stages.stage("verify") as inner:
@@ -238,7 +240,11 @@ def _load(
         return load(model, arch=arch, inputs=inputs, preprocessing=preprocessing, task=task)
     options = [InputOption(s.name, s.shape, s.dtype, s.variable_axes) for s in recipe.inputs]
     loaded = load(
-        model, arch=recipe.arch, inputs=options, preprocessing=recipe.preprocessing, task=recipe.task
+        model,
+        arch=recipe.arch,
+        inputs=options,
+        preprocessing=recipe.preprocessing,
+        task=recipe.task,
     )
     if recipe.model_sha256 not in (None, loaded.sha256):
         note = "the recipe was made for another model file: the result's bytes will differ"
@@ -265,13 +271,16 @@ def _quantize(
     with stages.stage("quantize"):
         statistics = with_batchnorm_prior(captured, statistics)
         folded, statistics = fold_batchnorm(captured, statistics)
-        quantized = quantize_model(insert_sites(folded), statistics, SCHEMES[recipe.scheme], {})
+        equal, statistics, lifted = equalize(folded, statistics)
+        quantized = quantize_model(
+            insert_sites(equal), statistics, SCHEMES[recipe.scheme], {"equalized": dict(lifted)}
+        )
     return captured, quantized
 
 
 def _export_all(
     quantized: QuantizedModel, recipe: Recipe, directory: Path, stages: Stages
-) -> tuple[ir.Model, dict[str, LoweredModel], list[Artifact], dict[str, str]]:
+) -> tuple[dict[str, LoweredModel], list[Artifact], dict[str, str]]:
     with stages.stage("export") as inner:
         template = build_template(quantized.sited)
         inner("export", 0.6)
@@ -291,7 +300,7 @@ def _export_all(
                     failures[name] = error.message
             artifacts = _wait(pending, failures, recipe.targets)
         write_neutral_files(template, quantized, directory)
-    return template, lowered, artifacts, failures
+    return lowered, artifacts, failures
 
 
 def _wait(
@@ -412,5 +421,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-

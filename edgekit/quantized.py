@@ -195,4 +195,3 @@ def _parameter(sited: SitedModel, site: Site) -> Tensor:
     value = constant(sited.model.graph, sited.node(site.tensor))
     assert value is not None
     return value
-

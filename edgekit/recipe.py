@@ -63,7 +63,9 @@ class Recipe:
         """Return plain JSON values."""
         plain = asdict(self)
         plain["inputs"] = [spec.to_dict() for spec in self.inputs]
-        plain["preprocessing"] = None if self.preprocessing is None else self.preprocessing.to_dict()
+        plain["preprocessing"] = (
+            None if self.preprocessing is None else self.preprocessing.to_dict()
+        )
         plain["targets"] = list(self.targets)
         for key in ("task", "effort", "cpu"):
             plain[key] = plain[key].value
@@ -79,7 +81,9 @@ class Recipe:
         plain = dict(data)
         version = plain.pop("schema_version", None)
         if version != SCHEMA_VERSION:
-            raise ConfigError(f"recipe: schema version {version!r}, this edgekit reads {SCHEMA_VERSION}")
+            raise ConfigError(
+                f"recipe: schema version {version!r}, this edgekit reads {SCHEMA_VERSION}"
+            )
         names = {field.name for field in fields(cls)}
         if set(plain) != names:
             odd = sorted(set(plain) ^ names)

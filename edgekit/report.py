@@ -84,7 +84,13 @@ class Report:
             "versions": package_versions(),
         }
         return cls(
-            recipe, captured, tuple(artifacts), by_target, dict(failures), tuple(shortfalls), document
+            recipe,
+            captured,
+            tuple(artifacts),
+            by_target,
+            dict(failures),
+            tuple(shortfalls),
+            document,
         )
 
 
@@ -178,4 +184,3 @@ def write_result_files(report: Report, directory: Path) -> None:
 def _payload(sizes: Mapping[str, int]) -> int:
     """Bytes of the model itself, prebuilt engines apart."""
     return sum(size for path, size in sizes.items() if not path.endswith(".plan"))
-

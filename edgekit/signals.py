@@ -16,7 +16,9 @@ from edgekit.types import InputSpec, Preprocessing
 _SPREAD = 0.27  # standard deviation of natural image pixels, as a fraction of their range
 
 
-def input_domain(spec: InputSpec, preprocessing: Preprocessing | None) -> tuple[float, float] | None:
+def input_domain(
+    spec: InputSpec, preprocessing: Preprocessing | None
+) -> tuple[float, float] | None:
     """Return the smallest and largest value that preprocessing can produce, if it is known."""
     if preprocessing is None or len(spec.shape) != 4 or spec.dtype != "float32":
         return None

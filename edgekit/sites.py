@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,10 +22,12 @@ _LIBRARY.define("site(Tensor x, int index) -> Tensor")
 _LIBRARY.impl("site", lambda x, index: x.clone(), "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("edgekit::site", lib=_LIBRARY)
 def _site_fake(x: Tensor, index: int) -> Tensor:
+    del index
     return torch.empty_like(x)
 
+
+torch.library.register_fake("edgekit::site", _site_fake, lib=_LIBRARY)
 
 SITE = torch.ops.edgekit.site.default
 
@@ -57,7 +60,12 @@ class SitedModel:
 
     def node(self, name: str) -> fx.Node:
         """Return a node of the graph by name."""
-        return next(node for node in self.model.graph.graph.nodes if node.name == name)
+        found: fx.Node = self._nodes[name]
+        return found
+
+    @functools.cached_property
+    def _nodes(self) -> dict[str, fx.Node]:
+        return {node.name: node for node in self.model.graph.graph.nodes}
 
 
 def insert_sites(model: CapturedModel) -> SitedModel:
@@ -94,8 +102,8 @@ def insert_sites(model: CapturedModel) -> SitedModel:
                 return value
             return wrap(value, node, Role.OUTPUT if node.op == "output" else Role.ACTIVATION)
 
-        node.args = fx.map_arg(node.args, visit)  # type: ignore[assignment]
-        node.kwargs = fx.map_arg(node.kwargs, visit)  # type: ignore[assignment]
+        node.args = fx.map_arg(node.args, visit)
+        node.kwargs = fx.map_arg(node.kwargs, visit)
     graph_module.recompile()
     return SitedModel(replace(model, graph=graph_module), tuple(sites))
 

@@ -6,6 +6,8 @@ one below the other.
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 _LAYERS_SHOWN = 6
 _MEGABYTE = 1e6
+_WIDEST = 10_000
 
 
 def quantization(document: Mapping[str, Any], out: Path) -> str:
@@ -27,7 +30,8 @@ def quantization(document: Mapping[str, Any], out: Path) -> str:
     heads = ("target", "size (of float)", "INT8 layers", "agreement", "SQNR", "status")
     targets: Mapping[str, Mapping[str, Any]] = document["targets"]
     rows = [_row(name, target, document["float_size_bytes"]) for name, target in targets.items()]
-    notes = [*document["model"]["notes"], *document["calibration"]["notes"]]
+    notes = ["agreement and SQNR: with the float network, on synthetic inputs"]
+    notes += [*document["model"]["notes"], *document["calibration"]["notes"]]
     notes += [f"{name}: {note}" for name, target in targets.items() for note in _notes(target)]
     seconds = document["seconds"]["total"]
     return _render(heads, rows, [*notes, f"written to {out} in {seconds:.0f} s"])
@@ -107,24 +111,40 @@ def models(documents: Sequence[Mapping[str, Any]]) -> str:
     return _render(heads, rows, ())
 
 
+class _Draft(io.TextIOWrapper):
+    """Memory that looks like standard output to rich: same characters, terminal or not."""
+
+    def __init__(self) -> None:
+        self._bytes = io.BytesIO()
+        super().__init__(self._bytes, sys.stdout.encoding or "utf-8", "backslashreplace")
+
+    def isatty(self) -> bool:
+        return sys.stdout.isatty()
+
+    def text(self) -> str:
+        self.flush()
+        return self._bytes.getvalue().decode(self.encoding)
+
+
 def _render(heads: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[str]) -> str:
     """Render with the width, colours and characters that standard output can show."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    draft = _Draft()
+    console = Console(file=draft, highlight=False, markup=False, emoji=False)
     table = _table(heads, rows)
-    with console.capture() as capture:
-        if console.measure(table).maximum <= console.width:
-            console.print(table)
-        else:
-            for row in rows:
-                pairs = zip(heads[1:], row[1:], strict=True)
-                text = "\n".join([row[0], *(f"  {head}: {value}" for head, value in pairs)])
-                console.print(text, soft_wrap=True)
-        for line in dict.fromkeys(lines):
-            # Paths and commands are copied from here: never broken by us, only by the terminal.
-            console.print(line, soft_wrap=True)
-    return capture.get()
+    unlimited = console.options.update(max_width=_WIDEST)
+    if console.measure(table, options=unlimited).maximum <= console.width:
+        console.print(table)
+    else:
+        for row in rows:
+            pairs = zip(heads[1:], row[1:], strict=True)
+            text = "\n".join([row[0], *(f"  {head}: {value}" for head, value in pairs)])
+            console.print(text, soft_wrap=True)
+    for line in dict.fromkeys(lines):
+        # Paths and commands are copied from here: never broken by us, only by the terminal.
+        console.print(line, soft_wrap=True)
+    return draft.text()
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

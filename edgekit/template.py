@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -68,12 +70,12 @@ def build_template(sited: SitedModel) -> ir.Model:
     return template
 
 
-def _translation() -> object:
+def _translation() -> Callable[..., Any]:
     if not onnx.defs.has(SITE_OP, DOMAIN):
         onnx.defs.register_schema(_SCHEMA)
     opset = onnxscript.values.Opset(DOMAIN, 1)
 
-    def site(x: object, index: int) -> object:
+    def site(x: Any, index: int) -> Any:
         return opset.Site(x, index=index)
 
     return site
@@ -98,7 +100,9 @@ def _name_batch(template: ir.Model, model: CapturedModel) -> None:
     symbol = next(
         value.shape[0].value
         for value, spec in zip(template.graph.inputs, model.inputs, strict=True)
-        if spec.dynamic_batch and value.shape is not None and isinstance(value.shape[0], ir.SymbolicDim)
+        if spec.dynamic_batch
+        and value.shape is not None
+        and isinstance(value.shape[0], ir.SymbolicDim)
     )
     for value in _values(template.graph):
         if value.shape is None:

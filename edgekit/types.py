@@ -136,7 +136,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if len(self.mean) not in (1, 3) or len(self.std) not in (1, 3):
-            raise ConfigError("preprocessing: mean and std take one value or three, as in 0.5 or a/b/c")
+            raise ConfigError(
+                "preprocessing: mean and std take one value or three, as in 0.5 or a/b/c"
+            )
         if any(not value > 0 for value in self.std):
             raise ConfigError(f"preprocessing: std {self.std} must be positive")
         if self.range not in (1, 255):
@@ -207,12 +209,12 @@ class TensorScheme:
         """Smallest integer code."""
         if not self.signed:
             return 0
-        return -(2 ** (self.bits - 1)) + (1 if self.narrow else 0)
+        return -(1 << self.bits - 1) + (1 if self.narrow else 0)
 
     @property
     def quant_max(self) -> int:
         """Largest integer code."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << self.bits - 1) - 1 if self.signed else (1 << self.bits) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,5 +279,6 @@ def _only(data: Mapping[str, Any], what: str, known: tuple[str, ...]) -> None:
     unknown = sorted(set(data) - set(known))
     if unknown:
         raise ConfigError(
-            f"{what}: unknown key {', '.join(map(repr, unknown))}", f"known keys: {', '.join(known)}"
+            f"{what}: unknown key {', '.join(map(repr, unknown))}",
+            f"known keys: {', '.join(known)}",
         )

@@ -114,7 +114,9 @@ def verification_inputs(model: CapturedModel, seed: int) -> VerificationInputs:
     generator = torch.Generator().manual_seed(seed + 1)  # not the calibration's inputs
     batches = list(random_batches(model, CANDIDATES, _BATCH, generator, draw=patterns))
     feeds = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    outputs = [torch.cat(parts) for parts in zip(*(model(*batch) for batch in batches), strict=True)]
+    outputs = [
+        torch.cat(parts) for parts in zip(*(model(*batch) for batch in batches), strict=True)
+    ]
     samples = feeds[0].shape[0]
     keep = torch.arange(samples)[:KEPT]
     if model.task is Task.CLASSIFICATION and outputs[0].dim() == 2 and outputs[0].shape[1] > 1:
@@ -236,7 +238,9 @@ def _decided(model: CapturedModel, expected: np.ndarray) -> np.ndarray:
     if model.task is not Task.CLASSIFICATION or expected.ndim != 2 or expected.shape[1] < 2:
         return np.ones(expected.shape[0], bool)
     best = np.sort(expected, axis=1)
-    decided: np.ndarray = best[:, -1] - best[:, -2] >= DECIDED_MARGIN * np.sqrt((expected**2).mean())
+    decided: np.ndarray = best[:, -1] - best[:, -2] >= DECIDED_MARGIN * np.sqrt(
+        (expected**2).mean()
+    )
     return decided
 
 

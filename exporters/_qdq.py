@@ -29,6 +29,9 @@ class _Writer:
     graph: ir.Graph
     lowered: LoweredModel | None
     pairs: dict[tuple[str, QParams], ir.Value] = field(default_factory=dict)
+    constants: dict[str, list[tuple[np.ndarray, np.ndarray, ir.Value]]] = field(
+        default_factory=dict
+    )
 
 
 def realize(template: ir.Model, lowered: LoweredModel) -> ir.Model:
@@ -50,11 +53,7 @@ def realize_float(template: ir.Model, sited: SitedModel) -> ir.Model:
 def _rewrite(template: ir.Model, sited: SitedModel, lowered: LoweredModel | None) -> ir.Model:
     model = template.clone()
     writer = _Writer(model.graph, lowered)
-    names = {
-        site.index: layer_name(sited.node(site.consumer))
-        for site in sited.sites
-        if site.role is Role.WEIGHT
-    }
+    names = _layer_names(sited)
     for node in [n for n in model.graph if n.domain == DOMAIN and n.op_type == SITE_OP]:
         index = node.attributes["index"].as_int()
         if index in names:
@@ -72,6 +71,20 @@ def _rewrite(template: ir.Model, sited: SitedModel, lowered: LoweredModel | None
     for node in model.graph:
         node.metadata_props.clear()
     return model
+
+
+def _layer_names(sited: SitedModel) -> dict[int, str]:
+    """Weight site to layer name; a layer that is called again gets a number."""
+    names: dict[int, str] = {}
+    for site in sited.sites:
+        if site.role is Role.WEIGHT:
+            name = base = layer_name(sited.node(site.consumer))
+            calls = 0
+            while name in names.values():
+                calls += 1
+                name = f"{base}_{calls}"
+            names[site.index] = name
+    return names
 
 
 def _name_layer(site: ir.Node, name: str) -> None:
@@ -107,6 +120,12 @@ def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Let ``new`` stand for ``old`` everywhere; graph outputs keep their names."""
     is_output = old.is_graph_output()
     name, old_type, old_shape = old.name, old.type, old.shape
+    if is_output and (new.is_graph_output() or new.is_graph_input()):
+        # an input, or a tensor that is returned twice: it has a name already
+        identity, before = ir.node("Identity", [new]), old.producer()
+        assert before is not None
+        graph.insert_before(before, identity)
+        new = identity.outputs[0]
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     if is_output:
         old.name = f"{name}_site"
@@ -117,11 +136,9 @@ def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
     value = ir.Value(
-        name=name,
-        const_value=ir.tensor(array, name=name),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        shape=ir.Shape(array.shape),
+        name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape)
     )
     graph.register_initializer(value)
     return value
@@ -155,22 +172,44 @@ def _quantizer(writer: _Writer, site: ir.Node, source: ir.Value, qparams: QParam
 def _weight(writer: _Writer, site: ir.Node, source: ir.Value, codes: WeightCodes) -> ir.Value:
     array, axis = codes.codes.numpy(), codes.axis
     transpose = _only_transpose(site.outputs[0])
-    if transpose is not None:  # MatMul reads [K, N]: transpose the codes, not the values at run time
+    if transpose is not None:  # MatMul reads [K, N]: transpose codes, not values at run time
         order = transpose.attributes["perm"].as_ints()
         array, axis = np.ascontiguousarray(array.transpose(order)), list(order).index(axis)
-    name = str(source.name)
-    value = _initializer(writer.graph, f"{name}.codes", array)
-    scale = _initializer(writer.graph, f"{name}.scale", codes.scale.numpy())
-    zeros = _initializer(writer.graph, f"{name}.zero_point", np.zeros(codes.scale.shape, np.int8))
-    node = ir.node(
-        "DequantizeLinear", [value, scale, zeros], {"axis": axis}, name=f"{name}.dequantize"
-    )
-    node.outputs[0].name = f"{name}.values"
-    node.outputs[0].type, node.outputs[0].shape = source.type, ir.Shape(array.shape)
-    writer.graph.insert_before(site, node)
+    value = _constant(writer, site, source, array, codes.scale.numpy(), axis)
     if transpose is not None:
-        transpose.outputs[0].replace_all_uses_with(node.outputs[0])
-    return node.outputs[0]
+        transpose.outputs[0].replace_all_uses_with(value)
+    return value
+
+
+def _constant(
+    writer: _Writer,
+    site: ir.Node,
+    source: ir.Value,
+    codes: np.ndarray,
+    scale: np.ndarray,
+    axis: int,
+) -> ir.Value:
+    """An integer initializer with its DequantizeLinear; one for all sites that decided alike.
+
+    A parameter that several layers share may have other codes in each of them.
+    """
+    name = str(source.name)
+    known = writer.constants.setdefault(name, [])
+    for other, other_scale, dequantized in known:
+        if np.array_equal(codes, other) and np.array_equal(scale, other_scale):
+            return dequantized
+    name += f"_{len(known)}" if known else ""
+    value = _initializer(writer.graph, f"{name}.codes", codes)
+    scales = _initializer(writer.graph, f"{name}.scale", scale)
+    zeros = _initializer(writer.graph, f"{name}.zero_point", np.zeros(scale.shape, codes.dtype))
+    node = ir.node(
+        "DequantizeLinear", [value, scales, zeros], {"axis": axis}, name=f"{name}.dequantize"
+    )
+    output = node.outputs[0]
+    output.name, output.type, output.shape = f"{name}.values", source.type, ir.Shape(codes.shape)
+    writer.graph.insert_before(site, node)
+    known.append((codes, scale, output))
+    return output
 
 
 def _only_transpose(value: ir.Value) -> ir.Node | None:
@@ -184,29 +223,22 @@ def _bias(
     writer: _Writer, site: ir.Node, source: ir.Value, index: int, lowered: LoweredModel
 ) -> ir.Value:
     bias = lowered.biases[index].numpy().astype(np.float32)
-    name = str(source.name)
     scales = lowered.bias_scales.get(index)
     if scales is None:
-        return _initializer(writer.graph, f"{name}.corrected", bias)
+        name = f"{source.name}.corrected"
+        taken = sum(known.startswith(name) for known in writer.graph.initializers)
+        return _initializer(writer.graph, f"{name}_{taken}" if taken else name, bias)
     step = scales.numpy().astype(np.float32)
     codes = np.clip(np.round(bias / step), -(2**31), 2**31 - 1).astype(np.int32)
-    value = _initializer(writer.graph, f"{name}.codes", codes)
-    scale = _initializer(writer.graph, f"{name}.scale", step)
-    zeros = _initializer(writer.graph, f"{name}.zero_point", np.zeros(step.shape, np.int32))
-    node = ir.node(
-        "DequantizeLinear", [value, scale, zeros], {"axis": 0}, name=f"{name}.dequantize"
-    )
-    node.outputs[0].name = f"{name}.values"
-    node.outputs[0].type, node.outputs[0].shape = source.type, source.shape
-    writer.graph.insert_before(site, node)
-    return node.outputs[0]
+    return _constant(writer, site, source, codes, step, 0)
 
 
 def _use_global_pooling(graph: ir.Graph) -> None:
     """Write a mean over all spatial axes as GlobalAveragePool, which runtimes run on integers."""
     for node in [n for n in graph if n.op_type == "ReduceMean"]:
         source, output = node.inputs[0], node.outputs[0]
-        axes = None if len(node.inputs) < 2 else ir.convenience.get_const_tensor(node.inputs[1])
+        given = node.inputs[1] if len(node.inputs) > 1 else None
+        axes = None if given is None else ir.convenience.get_const_tensor(given)
         keep = node.attributes.get("keepdims")
         if source is None or source.shape is None or axes is None:
             continue

@@ -101,11 +101,13 @@ class EngineExport:
         model = self.path.relative_to(self.directory).as_posix()
         if self.build is None:
             local = Path(self.path.name)
-            note = f"no TensorRT builder here; build on the device with: {build_command(local, self.inputs)}"
+            command = build_command(local, self.inputs)
+            note = f"no TensorRT builder here; build on the device with: {command}"
             return Artifact("tensorrt", model, (model,), (note,))
         report = self.build.wait()
         engines = tuple(
-            engine.path.relative_to(self.directory.resolve()).as_posix() for engine in report.engines
+            engine.path.relative_to(self.directory.resolve()).as_posix()
+            for engine in report.engines
         )
         rtx = any(".rtx." in engine for engine in engines)
         notes = [f"engines built by {report.engines[0].builder}", PORTABILITY_NOTE]

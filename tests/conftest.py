@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,3 +51,41 @@ def device_part(root: Path, module_files: dict[str, Path]) -> set[str]:
         for pattern in patterns
         if fnmatch(name, pattern) or name == pattern.removesuffix(".*")
     }
+
+
+TINY_NETWORK = """
+from torch import nn
+
+def build(width=8, classes=4):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(2 * width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes))
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `tiny.pt`, the weights that `tiny:build` of `tiny.py` takes at 1x3x32x32."""
+    torch = pytest.importorskip("torch", reason="the host part needs the extra 'torch'")
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.py").write_text(TINY_NETWORK, encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(TINY_NETWORK, names)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = names["build"]()
+        for _ in range(20):  # statistics of BatchNorm that belong to some input
+            network(torch.randn(16, 3, 32, 32))
+        torch.save(network.state_dict(), folder / "tiny.pt")
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory of the test's own that holds nothing but `tiny.py` and `tiny.pt`."""
+    shutil.copytree(tiny_folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "tiny", raising=False)
+    return tmp_path

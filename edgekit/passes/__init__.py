@@ -1,0 +1,1 @@
+"""Transformations of a captured graph and its statistics; one pass in each file."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor, fx
 
 from edgekit.capture import CapturedModel
-from edgekit.graph import WEIGHTED, OpKind, argument, constant, op_kind, store
+from edgekit.graph import OpKind, argument, constant, foldable_layer, op_kind, store
 from edgekit.quant.statistics import Statistics
 
 
@@ -21,15 +21,14 @@ def fold_batchnorm(
 ) -> tuple[CapturedModel, Statistics]:
     """Return a model without foldable BatchNorms, and the statistics under the new node names.
 
-    A BatchNorm is folded when its input is a convolution, transposed convolution or linear layer
-    that nothing else reads and whose weight is a parameter. A weight shared by several layers is
-    copied for each folded one. Other BatchNorms stay as they are.
+    See :func:`edgekit.graph.foldable_layer` for what can be folded. A weight shared by several
+    layers is copied for each folded one. Other BatchNorms stay as they are.
     """
     graph_module = copy.deepcopy(model.graph)
     graph = graph_module.graph
     tensors = dict(statistics.tensors)
     for node in list(graph.nodes):
-        layer = _foldable(graph_module, node)
+        layer = foldable_layer(graph_module, node)
         if layer is None:
             continue
         weight, bias = _folded(graph_module, layer, node)
@@ -44,22 +43,7 @@ def fold_batchnorm(
     return replace(model, graph=graph_module), replace(statistics, tensors=tensors)
 
 
-def _foldable(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    if op_kind(node) is not OpKind.BATCH_NORM or argument(node, 5, "training"):
-        return None
-    layer = node.args[0]
-    if not isinstance(layer, fx.Node) or op_kind(layer) not in WEIGHTED or len(layer.users) != 1:
-        return None
-    if constant(graph_module, layer.args[1]) is None or constant(graph_module, node.args[3]) is None:
-        return None
-    if op_kind(layer) is OpKind.LINEAR and layer.meta["val"].dim() != 2:
-        return None  # BatchNorm over axis 1 of [N, T, F] does not act on the features
-    return layer
-
-
-def _folded(
-    graph_module: fx.GraphModule, layer: fx.Node, norm: fx.Node
-) -> tuple[Tensor, Tensor]:
+def _folded(graph_module: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> tuple[Tensor, Tensor]:
     weight = constant(graph_module, layer.args[1])
     mean, var = constant(graph_module, norm.args[3]), constant(graph_module, norm.args[4])
     assert weight is not None and mean is not None and var is not None
@@ -96,9 +80,10 @@ def _set_parameters(
     assert isinstance(attribute, fx.Node)
     name = str(attribute.target)
     graph = graph_module.graph
-    if sum(str(n.target) == name for n in graph.find_nodes(op="get_attr", target=name)) > 1 or len(
-        attribute.users
-    ) > 1:
+    if (
+        sum(str(n.target) == name for n in graph.find_nodes(op="get_attr", target=name)) > 1
+        or len(attribute.users) > 1
+    ):
         name = _unused_name(graph_module, name)
     bias_name = _unused_name(graph_module, name.removesuffix("weight") + "folded_bias")
     store(graph_module, name, weight)
@@ -117,5 +102,3 @@ def _unused_name(graph_module: fx.GraphModule, wanted: str) -> str:
     while name in known:
         name, index = f"{wanted}_{index}", index + 1
     return name
-
-

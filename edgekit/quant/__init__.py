@@ -1,0 +1,1 @@
+"""Quantization arithmetic: grids, ranges, codes, statistics. Nothing here knows graphs."""

@@ -89,9 +89,7 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
 
 def weight_scheme(bits: int, axis: int) -> TensorScheme:
     """Return the symmetric, signed, per-channel grid of weights."""
-    return TensorScheme(
-        bits, signed=True, symmetric=True, narrow=True, granularity=PerAxis(axis)
-    )
+    return TensorScheme(bits, signed=True, symmetric=True, narrow=True, granularity=PerAxis(axis))
 
 
 def quantize_weight(weight: Tensor, scale: Tensor, axis: int, bits: int) -> WeightCodes:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from edgekit.quant.affine import (
     WeightCodes,
-    broadcast,
     max_scale,
     quantize_weight,
     weight_scheme,
@@ -26,7 +25,9 @@ from edgekit.quant.affine import (
 PAIR_LIMIT = 32767 // 255
 """Largest sum of two weight codes of one sign that no activation can overflow: 128."""
 
-_GROWTH = tuple(1.0 + step / 32 for step in range(33))  # up to half range, where no pair can fail
+# up to twice the scale, where no pair can fail, and the half-range grid itself (7 bits): the result
+# is never worse than halving the range
+_GROWTH = (*(1.0 + step / 32 for step in range(33)), 127 / 63)
 
 
 class Pairing(str, enum.Enum):
@@ -63,7 +64,8 @@ def quantize_without_overflow(
     """
     base = max_scale(weight, axis, bits)
     full = quantize_weight(weight, base, axis, bits)
-    if pairing is Pairing.NONE or axis != 0 or weight.shape[1] == 1:  # depthwise kernels widen first
+    # depthwise kernels widen to 16 bits before they multiply
+    if pairing is Pairing.NONE or axis != 0 or weight.shape[1] == 1:
         return full, SaturationReport(weight.shape[axis], 0, 0)
     sums = _pair_sums(_pairs(full.codes.float(), pairing))
     worst = sums.flatten(1).amax(1)
@@ -77,39 +79,43 @@ def quantize_without_overflow(
 
 
 def _repair(weight: Tensor, base: Tensor, bits: int, pairing: Pairing) -> tuple[Tensor, Tensor]:
+    """Return codes and scale of the channels at risk, ``weight`` ``[R, C_in, *kernel]``."""
+    paired = _pairs(weight, pairing)
+    halves = paired[..., 0].flatten(1).contiguous(), paired[..., 1].flatten(1).contiguous()
     best_error = torch.full((weight.shape[0],), float("inf"))
-    best_codes = torch.zeros_like(weight, dtype=torch.int8)
     best_scale = base.clone()
-    scheme = weight_scheme(bits, 0)
+    best = torch.zeros(2, *halves[0].shape, dtype=torch.int8)
+    top = weight_scheme(bits, 0).quant_max
     for growth in _GROWTH:
-        scale = base * growth
-        step = broadcast(scale, 0, weight.dim())
-        codes = torch.round(weight / step).clamp(scheme.quant_min, scheme.quant_max)
-        codes = _limit_pairs(codes, pairing)
-        error = ((codes * step - weight) ** 2).flatten(1).sum(1)
+        step = (base * growth)[:, None]
+        codes = _limit(*((half / step).round_().clamp_(-top, top) for half in halves))
+        error = sum((c * step - h).square_().sum(1) for c, h in zip(codes, halves, strict=True))
+        assert isinstance(error, Tensor)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
-        best_scale = torch.where(better, scale, best_scale)
-        best_codes[better] = codes[better].to(torch.int8)
-    return best_codes, best_scale
+        best_scale = torch.where(better, base * growth, best_scale)
+        best[:, better] = torch.stack(codes)[:, better].to(torch.int8)
+    joined = torch.stack((best[0], best[1]), -1).reshape(paired.shape)
+    return _unpairs(joined, weight.shape, pairing), best_scale
 
 
-def _limit_pairs(codes: Tensor, pairing: Pairing) -> Tensor:
-    """Reduce both members of each offending pair by half the excess."""
-    pairs = _pairs(codes, pairing)
-    excess = (_pair_sums(pairs) - PAIR_LIMIT).clamp_min(0)
+def _limit(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Reduce both members of each offending pair by half the excess.
+
+    Members of an offending pair have one sign, and as codes end at 127 each is larger than the
+    excess, so none crosses zero.
+    """
+    total = first + second
+    excess = (total.abs() - PAIR_LIMIT).clamp_min_(0)
+    sign = total.sign_()
     larger = torch.ceil(excess / 2)
-    # members of an offending pair have one sign and each is at least excess - 1 (127 at most)
-    first = pairs[..., 0] - torch.sign(pairs[..., 0]) * larger
-    second = pairs[..., 1] - torch.sign(pairs[..., 1]) * (excess - larger)
-    return _unpairs(torch.stack((first, second), -1), codes.shape, pairing)
+    return first - sign * larger, second - sign * (excess - larger)
 
 
 def _pair_sums(pairs: Tensor) -> Tensor:
     """Return the larger of the positive and the negative part sum of each pair."""
-    positive = pairs.clamp_min(0).sum(-1)
-    negative = -pairs.clamp_max(0).sum(-1)
-    return torch.maximum(positive, negative)
+    first, second = pairs[..., 0], pairs[..., 1]
+    return torch.maximum((first + second).abs(), torch.maximum(first.abs(), second.abs()))
 
 
 def _pairs(codes: Tensor, pairing: Pairing) -> Tensor:
@@ -119,7 +125,7 @@ def _pairs(codes: Tensor, pairing: Pairing) -> Tensor:
         rows = rows.flatten(1)[:, None]
     if rows.shape[-1] % 2:
         rows = torch.nn.functional.pad(rows, (0, 1))
-    return rows.unflatten(-1, (-1, 2))
+    return rows.reshape(*rows.shape[:-1], -1, 2)
 
 
 def _unpairs(pairs: Tensor, shape: torch.Size, pairing: Pairing) -> Tensor:

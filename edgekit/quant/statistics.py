@@ -18,9 +18,10 @@ class TensorStatistics:
     """What is known of one tensor over the whole calibration.
 
     ``minimum`` and ``maximum`` are over all values; ``channel_*`` are ``[C]`` over every axis but
-    axis 1 (axis -1 for tensors of rank 2 and 3 that end in features); ``values`` is a flat random
-    sample. ``rule`` says where the statistics come from, for the report. ``prior`` bounds the
-    range by what stored statistics say; ``exact`` marks a range that is known and not estimated.
+    the tensor's channel axis; ``values`` is a flat random sample and ``channels`` the channel of
+    each sampled value. ``rule`` says where the statistics come from, for the report. ``prior``
+    bounds the range by what stored statistics say; ``exact`` marks a range that is known and not
+    estimated.
     """
 
     minimum: float
@@ -29,6 +30,7 @@ class TensorStatistics:
     channel_minimum: Tensor
     channel_maximum: Tensor
     values: Tensor
+    channels: Tensor
     rule: str
     prior: tuple[float, float] | None = None
     exact: bool = False
@@ -62,16 +64,21 @@ class TensorObserver:
         self._low: Tensor | None = None
         self._high: Tensor | None = None
         self._values: list[Tensor] = []
+        self._channels: list[Tensor] = []
 
     def update(self, x: Tensor) -> None:
         """Add one batch; ``x`` has the same channel count in every call."""
         x = x.detach()
         if x.dim() > 1:
-            moved = x.movedim(self._axis, 0).flatten(1)
-            total, low, high = moved.sum(1, dtype=torch.float64), moved.amin(1), moved.amax(1)
-            self._count += moved.shape[1]
+            axes = [axis for axis in range(x.dim()) if axis != self._axis % x.dim()]
+            total, low, high = x.sum(axes).double(), x.amin(axes), x.amax(axes)
+            self._count += x.numel() // x.shape[self._axis]
         else:
-            total, low, high = x.sum(0, keepdim=True, dtype=torch.float64), x.min()[None], x.max()[None]
+            total, low, high = (
+                x.sum(0, keepdim=True, dtype=torch.float64),
+                x.min()[None],
+                x.max()[None],
+            )
             self._count += x.numel()
         if self._sum is None or self._low is None or self._high is None:
             self._sum, self._low, self._high = total, low, high
@@ -83,7 +90,17 @@ class TensorObserver:
         if flat.numel() > SAMPLE_SIZE:
             index = torch.randint(flat.numel(), (SAMPLE_SIZE,), generator=self._generator)
             flat = flat[index.to(flat.device)]
+        else:
+            index = torch.arange(flat.numel())
         self._values.append(flat.float().cpu().clone())
+        self._channels.append(self._channel_of(index, x.shape))
+
+    def _channel_of(self, index: Tensor, shape: torch.Size) -> Tensor:
+        """Return the channel of each flat index into a tensor of ``shape``."""
+        if len(shape) < 2:
+            return torch.zeros_like(index)
+        axis = self._axis % len(shape)
+        return index // shape[axis + 1 :].numel() % shape[axis]
 
     def statistics(self) -> TensorStatistics:
         """Return what was gathered; at least one batch must have been seen."""
@@ -95,10 +112,6 @@ class TensorObserver:
             channel_minimum=self._low.float().cpu(),
             channel_maximum=self._high.float().cpu(),
             values=torch.cat(self._values),
+            channels=torch.cat(self._channels),
             rule=self._rule,
         )
-
-
-def channel_axis(x: Tensor) -> int:
-    """Axis that holds channels or features: 1 for images and maps, the last for the rest."""
-    return 1 if x.dim() >= 4 else x.dim() - 1
