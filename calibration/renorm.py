@@ -104,15 +104,16 @@ def _batch_mode(node: fx.Node, args: tuple[object, ...]) -> Tensor:
     x, gamma, beta, _, stored = args[:5]
     eps = argument(node, 7, "eps", 1e-5)
     assert isinstance(x, Tensor) and isinstance(eps, float)
-    axes = [axis for axis in range(x.dim()) if axis != 1]
-    variance, mean = torch.var_mean(x, axes, unbiased=False, keepdim=True)
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    if isinstance(stored, Tensor):
-        variance = torch.maximum(variance, _VARIANCE_FLOOR * stored.reshape(shape))
-    scale = (variance + eps).rsqrt()
-    if isinstance(gamma, Tensor):
-        scale = scale * gamma.reshape(shape)
-    shift = -mean * scale
-    if isinstance(beta, Tensor):
-        shift = shift + beta.reshape(shape)
-    return torch.addcmul(shift, x, scale)
+    weight = gamma if isinstance(gamma, Tensor) else None
+    bias = beta if isinstance(beta, Tensor) else None
+    normal, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+    if not isinstance(stored, Tensor):
+        return normal
+    floor = (_VARIANCE_FLOOR * stored + eps).rsqrt()  # the largest factor that is allowed
+    dead = inverse > floor
+    if dead.any():
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        scale = (floor if weight is None else floor * weight)[dead]
+        shift = (torch.zeros_like(mean) if bias is None else bias)[dead] - mean[dead] * scale
+        normal[:, dead] = x[:, dead] * scale.reshape(shape) + shift.reshape(shape)
+    return normal

@@ -108,7 +108,7 @@ class Architecture:
             self._bind(self.zoo_model().build)
         else:
             factory = None
-        with _current_directory_importable():
+        with current_directory_importable():
             if factory is None:
                 factory = self._import_factory()
             ready = isinstance(factory, nn.Module)
@@ -232,7 +232,8 @@ def _kind(value: object) -> str:
 
 
 @contextmanager
-def _current_directory_importable() -> Iterator[None]:
+def current_directory_importable() -> Iterator[None]:
+    """Let the user's own modules be imported, as Python itself does for a script."""
     sys.path.insert(0, "")  # "" stands for whatever the current directory is
     try:
         yield

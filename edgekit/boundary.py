@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import time
 import traceback
 from types import FrameType, TracebackType
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from edgekit.console import write
+from edgekit.console import tell, write
 from edgekit.errors import EdgekitError
 from edgekit.types import Progress
 
@@ -81,7 +80,7 @@ class Boundary:
         elif error is not None:
             failure = self._failure(error)
             if failure.code == "bug":
-                traceback.print_exception(error)
+                tell("".join(traceback.format_exception(error)))
             self.exit_code = failure.exit_code
             self._show(failure)
         for number, handler in self._handlers.items():
@@ -106,9 +105,9 @@ class Boundary:
         if self._as_json:
             write_json({"error": {"code": code, "message": message, "hint": hint}})
             return
-        sys.stderr.write(f"error: {_one_line(message)}\n")
+        tell(f"error: {_one_line(message)}\n")
         if hint:
-            sys.stderr.write(f"hint: {_one_line(hint)}\n")
+            tell(f"hint: {_one_line(hint)}\n")
 
 
 def write_json(document: object) -> None:

@@ -81,7 +81,7 @@ def quantize(
     ] = None,
     preprocessing: Annotated[
         str | None,
-        typer.Option(metavar="P", help="mean=0.5,std=0.5,resize=256,crop=224,range=1,color=rgb"),
+        typer.Option(metavar="P", help="As in mean=0.5,std=0.5,resize=256,crop=224."),
     ] = None,
     task: Annotated[Task | None, typer.Option(help="What the first output means.")] = None,
     scheme: Annotated[str, typer.Option(metavar="w8a8", help="Widths of the integers.")] = "w8a8",
@@ -97,7 +97,8 @@ def quantize(
         Path | None, typer.Option(metavar="FILE", help="Repeat the recipe.json of a result.")
     ] = None,
     min_agreement: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Fail below this percentage of float's.")
+        float | None,
+        typer.Option(min=0, max=100, help="Exit 1 below this agreement with float, percent."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -109,7 +110,7 @@ def quantize(
     ] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Quantize MODEL, export it for every target, run each artifact and write the result."""
+    """Quantize MODEL and write one checked artifact for each target."""
     if recipe is not None:
         _refuse_what_the_recipe_fixes(context)
     with working("load") as progress:

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from edgekit.errors import OutputError
 from edgekit.types import Progress
@@ -26,7 +27,7 @@ def write(text: str) -> None:
     """Write a result to standard output.
 
     Raises:
-        UnprintableError: standard output is full or closed. A reader that has seen enough, as in
+        UnprintableError: standard output is full. A reader that has seen enough, as in
             ``edgekit zoo list | head -1``, is no error.
     """
     encoding = sys.stdout.encoding or "utf-8"
@@ -35,16 +36,25 @@ def write(text: str) -> None:
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except BrokenPipeError:
-        _forget_stdout()
+        _forget(sys.stdout)
     except OSError as error:
-        _forget_stdout()
+        _forget(sys.stdout)
         raise UnprintableError(f"standard output cannot be written: {error.strerror}") from error
 
 
-def _forget_stdout() -> None:
+def tell(text: str) -> None:
+    """Write a message to standard error; nothing fails because nobody listens there."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        _forget(sys.stderr)
+
+
+def _forget(stream: TextIO) -> None:
     # The interpreter writes what is left in the buffer when it ends: that must not fail again.
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
@@ -91,8 +101,7 @@ def _lines(first: str) -> Iterator[Progress]:
     def show(stage: str, _fraction: float) -> None:
         nonlocal last
         if stage != last:
-            sys.stderr.write(f"[{time.monotonic() - started:6.1f} s] {stage}\n")
-            sys.stderr.flush()
+            tell(f"[{time.monotonic() - started:6.1f} s] {stage}\n")
         last = stage
 
     show(first, 0.0)

@@ -111,3 +111,8 @@ def require(module: str, *, extra: str) -> ModuleType:
             f"the Python package '{module}' is not installed",
             f"install it with: pip install '{DISTRIBUTION}[{extra}]'",
         ) from error
+    except ImportError as error:  # installed, but a system library is missing (libGL.so.1, libcuda)
+        raise MissingDependencyError(
+            f"the Python package '{module}' is installed but cannot be imported: {error}",
+            "install the system library that it names",
+        ) from error

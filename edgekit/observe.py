@@ -24,13 +24,31 @@ NodeOverride = Callable[[fx.Node, tuple[object, ...]], object]
 """Computes a node instead of its operator, from the node and its evaluated arguments."""
 
 
+class _MomentSum:
+    """Mean of second moments over batches, each with the weight of its samples."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._samples = 0
+
+    def add(self, layer: fx.Node, x: object, weight: object) -> None:
+        assert isinstance(x, Tensor)
+        part = second_moment(layer, x, weight) * x.shape[0]
+        self._total = part if self._total is None else self._total + part
+        self._samples += x.shape[0]
+
+    def mean(self) -> Tensor:
+        assert self._total is not None
+        return self._total / self._samples
+
+
 class _Observing(fx.Interpreter):
     def __init__(
         self,
         graph: fx.GraphModule,
         observers: Mapping[str, TensorObserver],
         overrides: Mapping[str, NodeOverride],
-        layers: Mapping[str, list[Tensor]],
+        layers: Mapping[str, _MomentSum],
     ) -> None:
         super().__init__(graph)
         self._observers = observers
@@ -46,7 +64,7 @@ class _Observing(fx.Interpreter):
             value = override(n, args)
         if n.name in self._layers:
             source = self.env[n.args[0]]  # type: ignore[index]
-            self._layers[n.name].append(second_moment(n, source, self.env[n.args[1]]))  # type: ignore[index]
+            self._layers[n.name].add(n, source, self.env[n.args[1]])  # type: ignore[index]
         observer = self._observers.get(n.name)
         if observer is not None:
             assert isinstance(value, Tensor)
@@ -79,7 +97,7 @@ def observe(
         node.name: TensorObserver(channel_axis(node), generator, method)
         for node in _observable(model.graph)
     }
-    layers: dict[str, list[Tensor]] = {name: [] for name in second_moments}
+    layers = {name: _MomentSum() for name in second_moments}
     interpreter = _Observing(model.graph, observers, overrides or {}, layers)
     seen = 0
     with torch.no_grad():
@@ -92,7 +110,7 @@ def observe(
         tensors={name: observer.statistics() for name, observer in observers.items()},
         method=method,
         samples=seen,
-        second_moments={name: torch.stack(parts).mean(0) for name, parts in layers.items()},
+        second_moments={name: moments.mean() for name, moments in layers.items()},
     )
 
 
@@ -139,12 +157,20 @@ def second_moment(node: fx.Node, x: object, weight: object) -> Tensor:
     )
     groups = argument(node, 6, "groups", 1)
     assert isinstance(groups, int)
-    unfolded = F.unfold(
-        x, weight.shape[2:], _pair(dilation, 1), _pair(padding, 0), _pair(stride, 1)
-    )
+    kernel, steps = weight.shape[2:], _pair(dilation, 1)
+    if isinstance(padding, str):
+        x, padding = _padded(x, kernel, steps) if padding == "same" else x, 0
+    unfolded = F.unfold(x, kernel, steps, _pair(padding, 0), _pair(stride, 1))
     n, _, positions = unfolded.shape
     rows = unfolded.reshape(n, groups, -1, positions)
     return torch.einsum("ngkp,nglp->gkl", rows, rows) / (n * positions)
+
+
+def _padded(x: Tensor, kernel: Sequence[int], dilation: tuple[int, int]) -> Tensor:
+    """Pad as ``padding="same"`` does: the odd one of an uneven total goes to the end."""
+    totals = [step * (size - 1) for size, step in zip(kernel, dilation, strict=True)]
+    height, width = totals
+    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 
 def _pair(value: object, default: int) -> tuple[int, int]:

@@ -21,9 +21,10 @@ from edgekit.loading import LoadedModel, load
 from edgekit.lowering import LoweredModel
 from edgekit.options import InputOption
 from edgekit.output import AtomicDirectory
-from edgekit.passes.batchnorm_prior import with_batchnorm_prior
 from edgekit.passes.equalize import equalize
 from edgekit.passes.fold_batchnorm import fold_batchnorm
+from edgekit.passes.input_domain import with_input_domain
+from edgekit.passes.normalization_prior import with_normalization_prior
 from edgekit.quantized import QuantizedModel, lower, quantize_model
 from edgekit.recipe import Recipe, write_recipe
 from edgekit.registry import TARGETS, resolve
@@ -180,6 +181,9 @@ def quantize(
         EdgekitError: the user's error; nothing is left at ``out``.
     """
     place = _device(device)
+    if recipe is None:  # a bad name must cost no work
+        resolve_calibration(calibration, effort)
+        usable_targets(targets)
     stages = Stages(progress, {})
     started = time.perf_counter()
     with AtomicDirectory(Path(out)) as directory:
@@ -269,7 +273,8 @@ def _quantize(
             statistics = source.observe(captured, progress=inner)
         check_statistics(statistics)
     with stages.stage("quantize"):
-        statistics = with_batchnorm_prior(captured, statistics)
+        statistics = with_normalization_prior(captured, statistics)
+        statistics = with_input_domain(captured, statistics)
         folded, statistics = fold_batchnorm(captured, statistics)
         equal, statistics, lifted = equalize(folded, statistics)
         quantized = quantize_model(

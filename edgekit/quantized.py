@@ -98,7 +98,7 @@ def lower(
             mean = model.statistics.tensors[source.name].channel_mean
             if profile.integer_bias:
                 grid = _input_grid(layer, activations)
-                bias_scales[bias_site.index] = grid.scale * codes.scale
+                bias_scales[bias_site.index] = grid.scale * _per_output(codes.scale, bias)
             corrected = bias + bias_shift(layer, error, mean)
             step = bias_scales.get(bias_site.index)
             biases[bias_site.index] = (
@@ -163,6 +163,7 @@ def _room_for_bias(
 ) -> WeightCodes:
     """Grow the scale of channels whose int32 bias would overflow (tiny weights, large bias)."""
     least = bias.abs() / (_INT32_HEADROOM * grid.scale)
+    least = least.reshape(-1, codes.scale.numel()).amax(0)
     if bool((codes.scale >= least).all()):
         return codes
     scale = torch.maximum(codes.scale, least)
@@ -170,6 +171,11 @@ def _room_for_bias(
     rounded = quantize_weight(weight, scale, codes.axis, model.scheme.weight_bits)
     grown = broadcast(scale > codes.scale, codes.axis, weight.dim())
     return WeightCodes(torch.where(grown, rounded.codes, codes.codes), scale, codes.axis)
+
+
+def _per_output(scale: Tensor, bias: Tensor) -> Tensor:
+    """Repeat the scale of a grouped transposed convolution for each group of output channels."""
+    return scale.repeat(bias.numel() // scale.numel())
 
 
 def _input_grid(layer: fx.Node, activations: Mapping[int, QParams]) -> QParams:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from edgekit.capture import CapturedModel
-from edgekit.graph import constant, op_name
+from edgekit.graph import OpKind, constant, op_kind, op_name
 from edgekit.types import InputSpec, Preprocessing
 
 _SPREAD = 0.27  # standard deviation of natural image pixels, as a fraction of their range
@@ -130,14 +130,27 @@ def _draw(
     dtype: torch.dtype = getattr(torch, spec.dtype)
     if dtype == torch.bool:
         return torch.randint(2, shape, generator=generator).bool()
-    if not dtype.is_floating_point:
+    if not dtype.is_floating_point and dtype != torch.uint8:  # bytes are pixels, not ids
         return torch.randint(_rows(model, node), shape, generator=generator).to(dtype)
-    noise = draw(shape, generator)
-    domain = input_domain(spec, model.preprocessing)
+    noise = _along_time(node, shape, lambda size: draw(size, generator))
+    domain = (0.0, 255.0) if dtype == torch.uint8 else input_domain(spec, model.preprocessing)
     if domain is not None:
         low, high = domain
         noise = ((low + high) / 2 + noise * _SPREAD * (high - low)).clamp(low, high)
     return noise.to(dtype)
+
+
+def _along_time(
+    node: fx.Node, shape: tuple[int, ...], draw: Callable[[tuple[int, ...]], Tensor]
+) -> Tensor:
+    """Draw ``[N, T, F]`` sequences with their structure along T, not along the features.
+
+    Convolutions read the last axis of a rank-3 tensor as time; everything else reads axis 1.
+    """
+    kinds = {op_kind(user) for user in node.users}
+    if len(shape) != 3 or OpKind.CONV in kinds:
+        return draw(shape)
+    return draw((shape[0], shape[2], shape[1])).transpose(1, 2).contiguous()
 
 
 def _rows(model: CapturedModel, node: fx.Node) -> int:

@@ -46,12 +46,14 @@ class ForwardSignature:
 
 
 def resolve_inputs(
-    network: nn.Module, options: Sequence[InputOption], declared: Sequence[InputSpec]
+    network: nn.Module | ForwardSignature,
+    options: Sequence[InputOption],
+    declared: Sequence[InputSpec],
 ) -> tuple[InputSpec, ...]:
     """Combine what the user typed with what the file or the zoo declares; the user wins.
 
     Args:
-        network: the network, for the names and the order of its forward parameters.
+        network: the network, or the names and the order of its forward parameters.
         options: what the user gave with ``--input``. A name places an option; options without
             a name fill the places that are left, in order.
         declared: the inputs that the file or the zoo states, in order; may be empty.
@@ -59,7 +61,8 @@ def resolve_inputs(
     Raises:
         ConfigError: an input is missing, unknown or given twice.
     """
-    signature = ForwardSignature.of(network)
+    known = isinstance(network, ForwardSignature)
+    signature = network if known else ForwardSignature.of(network)
     places: dict[int, InputSpec] = dict(enumerate(declared))
     taken: set[int] = set()
     for option in sorted(options, key=lambda option: option.name is None):

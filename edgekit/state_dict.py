@@ -1,4 +1,4 @@
-"""From the content of a file to a network with weights: find them, compare, copy, check."""
+"""Compare weights with a network, copy them into it, and check them."""
 
 from __future__ import annotations
 
@@ -10,57 +10,21 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from edgekit.errors import LoadError
-from edgekit.files.wording import listing, printable
+from edgekit.files.wording import listing
 
 _COUNTER = "num_batches_tracked"  # of BatchNorm: old files lack it, and inference ignores it
 
 
-def find_state_dict(value: object, where: str) -> Mapping[str, Tensor]:
-    """Return ``value`` as a state dict: names to tensors, flat.
-
-    Raises:
-        LoadError: it is something else; where weights lie deeper inside, the hint gets them out.
-    """
-    if not isinstance(value, Mapping):
-        raise LoadError(
-            f"{where}: holds a {type(value).__name__}, not a state dict",
-            "save the state dict: torch.save(network.state_dict(), 'weights.pt')",
-        )
-    nested = [key for key, entry in value.items() if _is_state_dict(entry)]
-    if nested:
-        name = printable(repr(nested[0]))
-        more = f" (also under {listing(map(repr, nested[1:]))})" if len(nested) > 1 else ""
-        raise LoadError(
-            f"{where}: is a training checkpoint with its weights under {name}{more}, which "
-            "edgekit does not read yet",
-            "save the weights alone: torch.save(torch.load(FILE, map_location='cpu', "
-            f"weights_only=True)[{name}], 'weights.pt')",
-        )
-    odd = [str(k) for k, v in value.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
-    if odd or not value:
-        what = f"entries that are not tensors: {listing(odd)}" if odd else "no tensors"
-        raise LoadError(
-            f"{where}: is not a state dict: it has {what}",
-            "save the state dict alone: torch.save(network.state_dict(), 'weights.pt')",
-        )
-    return value
-
-
-def _is_state_dict(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
-    )
-
-
 @dataclass(frozen=True, slots=True)
-class _Differences:
-    """How a file's tensors differ from those that the network has."""
+class Differences:
+    """How a file's tensors differ from those that the network has; empty if they fit."""
 
     missing: list[str]
     unexpected: list[str]
     mismatched: list[str]
+
+    def __len__(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.mismatched)
 
     def __str__(self) -> str:
         kinds = (("missing", self.missing), ("unexpected", self.unexpected))
@@ -90,18 +54,17 @@ def load_weights(
     notes = _precision_notes(network, state)
     network.float().cpu()
     expected = network.state_dict()
-    differences = _compare(expected, state)
-    if differences.missing or differences.unexpected or differences.mismatched:
+    differences = compare(expected, state)
+    if differences:
         raise LoadError(
             f"{where} does not fit {arch}: {differences}",
-            _prefix_hint(expected, state)
-            or "check --arch and its arguments, such as zoo:NAME(num_classes=10)",
+            "check --arch and its arguments, such as zoo:NAME(num_classes=10)",
         )
     counters = {name: expected[name] for name in set(expected) - set(state)}
     complete = {name: _as_float32(tensor) for name, tensor in (counters | dict(state)).items()}
     network.load_state_dict(complete, strict=True)
     network.eval().requires_grad_(False)
-    _check_finite(network, where)
+    check_finite(network, where)
     return notes
 
 
@@ -115,8 +78,9 @@ def _precision_notes(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[s
     return (f"the weights are stored as {', '.join(other)}; used as float32",) if other else ()
 
 
-def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> _Differences:
-    return _Differences(
+def compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Differences:
+    """Compare names, shapes and kinds of numbers; a missing counter of batches is no difference."""
+    return Differences(
         [name for name in expected if name not in state and name.split(".")[-1] != _COUNTER],
         [name for name in state if name not in expected],
         [
@@ -147,24 +111,12 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _prefix_hint(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """Return how to strip what DataParallel, torch.compile or a trainer put before each name."""
-    names, prefix = list(state), ""
-    while len(heads := {name.partition(".")[0] for name in names}) == 1:
-        if not all("." in name for name in names):
-            break
-        prefix += f"{heads.pop()}."
-        names = [name.partition(".")[2] for name in names]
-        if set(names) & set(expected):
-            return (
-                f"all names begin with '{printable(prefix)}': strip it, with torch.save("
-                f"{{k[{len(prefix)}:]: v for k, v in torch.load(FILE, weights_only=True).items()}}"
-                ", 'weights.pt')"
-            )
-    return ""
+def check_finite(network: nn.Module, where: str) -> None:
+    """Check that no weight is NaN or infinite.
 
-
-def _check_finite(network: nn.Module, where: str) -> None:
+    Raises:
+        LoadError: the message names those that are.
+    """
     parameters = {name for name, _ in network.named_parameters()}
     bad = []
     for name, tensor in network.state_dict().items():

@@ -170,7 +170,8 @@ def _decibel(target: Mapping[str, Any]) -> str:
     value = target.get("sqnr_db")
     if value is not None:
         return f"{value:.1f} dB"
-    return "-" if target.get("agreement") is None else "infinite"  # JSON has no infinity
+    ran = target.get("agreement") is not None
+    return "infinite" if ran and target["passed"] else "-"  # JSON has no infinity
 
 
 def _percent(value: float | None) -> str:

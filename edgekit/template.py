@@ -107,9 +107,13 @@ def _name_batch(template: ir.Model, model: CapturedModel) -> None:
     for value in _values(template.graph):
         if value.shape is None:
             continue
-        for axis, size in enumerate(value.shape):
-            if isinstance(size, ir.SymbolicDim) and size.value == symbol:
-                value.shape[axis] = ir.SymbolicDim("batch")
+        sizes = [  # a new shape: those that torch shares between values are frozen
+            ir.SymbolicDim("batch")
+            if isinstance(size, ir.SymbolicDim) and size.value == symbol
+            else size
+            for size in value.shape
+        ]
+        value.shape = ir.Shape(sizes)
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:

@@ -20,6 +20,7 @@ from ._qdq import realize
 _INTEGER = frozenset(
     {
         OpKind.CONV,
+        OpKind.CONV_TRANSPOSE,
         OpKind.LINEAR,
         OpKind.ADD,
         OpKind.MAX_POOL,
@@ -49,14 +50,17 @@ class OnnxRuntimeTarget:
         """Return the rules of ONNX Runtime's integer kernels (targets.md, section 4.1).
 
         Activations are unsigned: the signed form costs an extra pass on x86. Every tensor between
-        integer operators is quantized, and a clamp disappears in the range behind it.
+        integer operators is quantized, and a clamp disappears in the range behind it. There is no
+        integer kernel for transposed convolutions, but between quantizers ONNX Runtime rounds
+        their weights to INT8 by itself, with one scale for all channels: ours have one for each.
         """
         return LoweringProfile(
             target=self.name,
             integer_kinds=_INTEGER,
-            quantized_outputs=_INTEGER - {OpKind.LINEAR},  # QGemm also returns floats
-            unsigned=TensorScheme(8, signed=False, symmetric=True),
-            signed=TensorScheme(8, signed=False, symmetric=False),
+            # QGemm also returns floats, and transposed convolutions compute in float
+            quantized_outputs=_INTEGER - {OpKind.LINEAR, OpKind.CONV_TRANSPOSE},
+            unsigned=affine if signed else TensorScheme(8, signed=False, symmetric=True),
+            signed=affine,
             absorb_clamps=True,
             fused_sum=False,
             pairing=Pairing.FLAT if cpu is Cpu.AVX2 else Pairing.NONE,

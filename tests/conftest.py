@@ -5,11 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:  # some tests run where torch cannot be imported
+    from torch import nn
+
+    from edgekit.quantized import QuantizedModel
+    from edgekit.types import InputSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 # Import package -> its folder, relative to the repository; folders below belong to it.
@@ -89,3 +96,33 @@ def tiny(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "tiny", raising=False)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def quantize_module() -> Callable[..., QuantizedModel]:
+    """Take a module through capture, calibration, folding and quantization, without equalization.
+
+    Arguments: the module and its input specifications, or the shapes of its float inputs without
+    the batch; ``samples`` for the calibration.
+    """
+
+    def build(
+        module: nn.Module, *inputs: InputSpec | tuple[int, ...], samples: int = 32
+    ) -> QuantizedModel:
+        from edgekit.calibration.renorm import Renorm
+        from edgekit.capture import capture
+        from edgekit.passes.fold_batchnorm import fold_batchnorm
+        from edgekit.quantized import quantize_model
+        from edgekit.sites import insert_sites
+        from edgekit.types import SCHEMES, InputSpec
+
+        specs = [
+            spec if isinstance(spec, InputSpec) else InputSpec(f"x{index}", (1, *spec))
+            for index, spec in enumerate(inputs)
+        ]
+        captured = capture(module, specs)
+        statistics = Renorm(samples=samples, batch=16).observe(captured)
+        folded, statistics = fold_batchnorm(captured, statistics)
+        return quantize_model(insert_sites(folded), statistics, SCHEMES["w8a8"], {})
+
+    return build

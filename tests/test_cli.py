@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import io
 import json
@@ -205,7 +206,8 @@ def test_table_and_agreement_that_is_missed(tiny: Path, capsys: Capture) -> None
 def test_failed_target_is_removed_and_the_rest_is_kept(
     tiny: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgekit.verify.MIN_SQNR_DB", 1e9)
+    # By its module: the package's attribute of that name is the function.
+    monkeypatch.setattr(importlib.import_module("edgekit.verify"), "MIN_SQNR_DB", 1e9)
     source = (tiny / "tiny.py").read_text()
     (tiny / "tiny.py").write_text(
         f"import os\nprint('loud')\nos.write(1, b'louder\\n')\n{source}", encoding="utf-8"
@@ -255,19 +257,20 @@ def test_bug(stage: str, tiny: Path, capsys: Capture, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("number", "stage"),
-    [(signal.SIGINT, "calibrate"), (signal.SIGTERM, "verify onnxruntime")],
+    ("number", "stage", "size"),
+    # Large enough that the stage is still at work when the signal arrives; verification waits for
+    # a process to start in any case.
+    [(signal.SIGINT, "calibrate", 256), (signal.SIGTERM, "verify onnxruntime", 32)],
     ids=["SIGINT while calibrating", "SIGTERM while verifying"],
 )
 @needs_onnxruntime
-def test_interrupt(number: signal.Signals, stage: str, tiny: Path, tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
+def test_interrupt(number: signal.Signals, stage: str, size: int, tiny: Path) -> None:
+    scratch = tiny / "scratch"
     scratch.mkdir()
-    # Large enough that the stage is still at work when the signal arrives.
-    words = ["quantize", "tiny.pt", "--arch", "tiny:build", "--input", "1x3x256x256", *ONE_TARGET]
+    words = ["quantize", "tiny.pt", "--arch", "tiny:build", "--input", f"1x3x{size}x{size}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(scratch))
-        running = process(*words, "--out", "new/o", "--json", cwd=tiny)
+        running = process(*words, *ONE_TARGET, "--out", "new/o", "--json", cwd=tiny)
     assert running.stderr is not None
     seen = []
     for line in running.stderr:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.console import UnprintableError, working, write
+from edgekit.console import UnprintableError, tell, working, write
 
 NOISY = """
 import ctypes, logging, os, sys, warnings
@@ -117,6 +117,17 @@ def test_reader_that_has_seen_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     with os.fdopen(theirs, "w") as closed, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", closed)
         write("result\n")
+        write("more\n")
+
+
+def test_nobody_listens_to_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", closed)
+        tell("error: heard by nobody\n")
+        with working("load") as progress:
+            progress("capture", 0.5)
 
 
 def test_name_that_cannot_be_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ def target(**changes: Any) -> dict[str, Any]:
         "failure": None,
         "notes": [],
         "executed": True,
+        "passed": True,
         "reason": None,
         "agreement": 98.4375,
         "sqnr_db": 24.06,
@@ -79,6 +80,7 @@ def test_statuses() -> None:
             second=target(executed=False, reason="not checked", agreement=None, sqnr_db=None),
             third=FAILED,
             fourth=target(sqnr_db=None),
+            fifth=target(sqnr_db=None, agreement=0.0, passed=False, status="failed", failure="NaN"),
         ),
         Path("out"),
     )
@@ -86,6 +88,7 @@ def test_statuses() -> None:
     assert row(text, "second")[-3:] == ["-", "-", "not checked"]
     assert row(text, "third") == ["third", "-", "-", "-", "-", "failed"]
     assert row(text, "fourth")[-2:] == ["infinite", "ok"]
+    assert row(text, "fifth")[-3:] == ["0.0 %", "-", "failed"]
     assert f"\nfirst: not executed: {reason}; its INT8 layers are the planned ones\n" in text
     assert "\nthird: failed: its process crashed\n" in text
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import mmap
 import re
 import tarfile
 import zipfile
 
 from edgekit.files.pickle_scan import MalformedPickleError, scan_pickle
-from edgekit.files.zip_members import ZipMember, member_bytes
+from edgekit.files.zip_members import Buffer, ZipMember, member_bytes
 
 _MAX_EMBEDDED = 16 * 2**20  # bytes of one embedded file that are looked through
 _NPY_HEADER = re.compile(rb"\x93NUMPY(?P<major>[\x01-\x03]).", re.DOTALL)
@@ -33,7 +32,7 @@ def pickle_imports(content: bytes) -> frozenset[str]:
     return frozenset(imports)
 
 
-def npy_imports(content: bytes | mmap.mmap) -> frozenset[str]:
+def npy_imports(content: Buffer) -> frozenset[str]:
     """Return what a NumPy array of Python objects would import; numbers import nothing."""
     found = _NPY_HEADER.match(content)
     if found is None:
@@ -44,7 +43,7 @@ def npy_imports(content: bytes | mmap.mmap) -> frozenset[str]:
     return pickle_imports(content[start + length : start + length + _MAX_EMBEDDED])
 
 
-def zip_imports(members: tuple[ZipMember, ...], data: mmap.mmap, where: str) -> frozenset[str]:
+def zip_imports(members: tuple[ZipMember, ...], data: Buffer, where: str) -> frozenset[str]:
     """Return the imports of all pickles among the stored members of an archive."""
     imports: set[str] = set()
     for member in members:
@@ -86,7 +85,7 @@ def is_tar(head: bytes) -> bool:
     return True
 
 
-def tar_imports(data: mmap.mmap) -> frozenset[str]:
+def tar_imports(data: Buffer) -> frozenset[str]:
     """Return the imports of all pickles that start where a tar member can start."""
     imports: set[str] = set()
     for start in range(_TAR_BLOCK, min(len(data), _MAX_EMBEDDED), _TAR_BLOCK):

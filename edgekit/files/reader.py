@@ -1,83 +1,87 @@
-"""Open a file of weights: only tensors and plain values come out, and nothing in it is run."""
+"""Open a file of weights or of a network: nothing in it is run unless the user trusts it."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import mmap
-import pickle
 import stat
-import struct
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-import torch
-
 from edgekit.errors import LoadError, UnsafeFileError, require
-from edgekit.files.pickle_scan import (
-    MalformedPickleError,
-    PickleScan,
-    foreign_imports,
-    scan_pickle,
-)
+from edgekit.files import torch_save
+from edgekit.files.exported_archive import read_exported
+from edgekit.files.foreign import refuse_imports
+from edgekit.files.legacy_tar import read_legacy_tar
+from edgekit.files.pickle_scan import MalformedPickleError, scan_pickle
 from edgekit.files.recognize import FileKind, recognize
-from edgekit.files.wording import listing, printable
-from edgekit.files.zip_members import check_stored, member_bytes, read_members
+from edgekit.files.torchscript_archive import read_torchscript
+from edgekit.files.wording import printable
 
-# In torch's old format the network's pickle stands behind a magic number, a version and a
-# description of the machine, each a pickle of its own, and in front of the list of storages.
-_LEGACY_PICKLES = 5
-# Whatever damaged bytes provoke inside torch's and safetensors' readers.
-_READER_ERRORS = (
-    RuntimeError,
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    MemoryError,
-    OSError,
-    struct.error,
-)
+Opener = Callable[[Path, FileKind, str], object]
+"""Opens a file that the user trusts, running what it contains: path, kind, name for messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """What a file holds: plain Python values and tensors on the CPU."""
+    """What a file holds.
+
+    ``value`` is plain Python values and tensors on the CPU, a ``torch.export.ExportedProgram`` or
+    a ``torch.jit.ScriptModule``. ``trusted`` tells that opening it ran what it contains.
+    """
 
     kind: FileKind
     value: object
     sha256: str
+    trusted: bool = False
 
 
-def read_file(path: Path) -> FileContent:
-    """Open ``path``, whatever its name, as a container of weights.
+def read_file(
+    path: Path, *, program: str | None = None, open_trusted: Opener | None = None
+) -> FileContent:
+    """Open ``path``, whatever its name, without running anything in it.
 
-    Every pickle in it is read for what it would import before torch sees it, and torch opens it
-    with ``weights_only=True``: two locks that do not share code.
+    Args:
+        path: the file.
+        program: which of several programs in a torch.export archive.
+        open_trusted: opens what cannot be opened without running code; ``None`` refuses it.
 
     Raises:
         LoadError: there is no such file, it cannot be read, is damaged or something else.
-        UnsafeFileError: it would run code when opened.
+        UnsafeFileError: it would run code when opened, and is not trusted.
     """
     where = printable(str(path), 300)
     with _mapped(path, where) as data:
         kind = recognize(data, where)
         sha256 = hashlib.sha256(data).hexdigest()
-        if kind is FileKind.TORCH_ZIP:
-            _check_torch_zip(data, where)
-        elif kind is FileKind.TORCH_LEGACY:
-            _check_legacy(data, where)
-    if kind is FileKind.SAFETENSORS:
-        return FileContent(kind, _read_safetensors(path, where), sha256)
-    return FileContent(kind, _read_torch(path, where, kind), sha256)
+        try:
+            return FileContent(kind, _read(path, data, kind, where, program), sha256)
+        except UnsafeFileError:
+            if open_trusted is None:
+                raise
+    return FileContent(kind, open_trusted(path, kind, where), sha256, trusted=True)
+
+
+def _read(path: Path, data: mmap.mmap, kind: FileKind, where: str, program: str | None) -> object:
+    match kind:
+        case FileKind.SAFETENSORS:
+            return _read_safetensors(path, where)
+        case FileKind.EXPORTED_PROGRAM:
+            return read_exported(data, where, program)
+        case FileKind.TORCHSCRIPT:
+            return read_torchscript(data, where)
+        case FileKind.TORCH_TAR:
+            return read_legacy_tar(data, where)
+        case FileKind.PICKLE:
+            return _refuse_pickle(data, where)
+        case FileKind.TORCH_ZIP:
+            torch_save.check_zip(data, where)
+        case FileKind.TORCH_LEGACY:
+            torch_save.check_legacy(data, where)
+    return _read_torch(path, where, kind)
 
 
 @contextmanager
@@ -103,93 +107,39 @@ def _mapped(path: Path, where: str) -> Iterator[mmap.mmap]:
         yield data
 
 
-def _check_torch_zip(data: mmap.mmap, where: str) -> None:
-    members = read_members(data, where)
-    check_stored(members, data, where)
-    roots = {member.name.partition("/")[0] for member in members}
-    programs = [m for m in members if m.name.endswith("/data.pkl") and m.name.count("/") == 1]
-    if len(roots) != 1 or len(programs) != 1:
-        raise LoadError(
-            f"{where}: a torch.save archive has one top folder with data.pkl in it; this one has "
-            f"{listing(sorted(roots))}",
-            "the file is damaged: save it again with torch.save",
-        )
-    stream = io.BytesIO(member_bytes(programs[0], data, where))
-    _check_sizes(_scan(stream, where).storage_elements, len(data), where)
-
-
-def _check_legacy(data: mmap.mmap, where: str) -> None:
+def _refuse_pickle(data: mmap.mmap, where: str) -> object:
     data.seek(0)
-    stream = cast("IO[bytes]", data)
-    elements = sum(_scan(stream, where).storage_elements for _ in range(_LEGACY_PICKLES))
-    _check_sizes(elements, len(data), where)
-
-
-def _scan(stream: IO[bytes], where: str) -> PickleScan:
     try:
-        scan = scan_pickle(stream)
+        imports = scan_pickle(cast("IO[bytes]", data)).imports
     except MalformedPickleError as error:
-        _refuse_foreign(foreign_imports(error.imports), where)
-        raise LoadError(
-            f"{where}: is a torch.save file that is damaged or cut off ({printable(str(error))})",
-            "copy or download the file again",
-        ) from error
-    _refuse_foreign(foreign_imports(scan.imports), where)
-    return scan
-
-
-def _refuse_foreign(foreign: tuple[str, ...], where: str) -> None:
-    if any(name.startswith("torch.nn.modules.") for name in foreign):
-        raise UnsafeFileError(
-            f"{where}: holds a whole pickled network, which would import {listing(foreign)}; "
-            "nothing was run",
-            "if you trust it, save its weights where it was made: "
-            "torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pt'), "
-            "and pass weights.pt with --arch",
-        )
-    if foreign:
-        raise UnsafeFileError(
-            f"{where}: holds more than tensors: opening it would import {listing(foreign)}; "
-            "nothing was run",
-            "if you trust it, save its state dict alone where it was made: "
-            "torch.save(network.state_dict(), 'weights.pt'), and pass weights.pt with --arch",
-        )
-
-
-def _check_sizes(elements: int, file_size: int, where: str) -> None:
-    if elements > file_size:
-        raise LoadError(
-            f"{where}: declares tensors of {elements:,} elements in a file of {file_size:,} bytes",
-            "the file is damaged or cut off: copy or download it again",
-        )
+        imports = error.imports
+    refuse_imports(
+        imports,
+        "is a bare pickle that",
+        where,
+        "or load it where it was made and save its weights with torch.save",
+    )
+    raise LoadError(
+        f"{where}: is a pickle without tensors",
+        "pass the network's state dict, saved with torch.save, with --arch",
+    )
 
 
 def _read_torch(path: Path, where: str, kind: FileKind) -> object:
     # The old format cannot be mapped. Only a path can be, but torch.load takes every path with this
     # ending for safetensors, whatever the file holds.
     mapped = kind is FileKind.TORCH_ZIP and not path.name.endswith(".safetensors")
-    try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            # About unusual but harmless files; what is wrong with a file is said by the error.
-            warnings.simplefilter("ignore")
-            source = path if mapped else file
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
-    except _READER_ERRORS as error:
-        raise _damaged(error, where, "torch.save") from error
+    with path.open("rb") as file:
+        return torch_save.read_weights(path if mapped else file, where, mmap=mapped)
 
 
 def _read_safetensors(path: Path, where: str) -> object:
     safetensors = require("safetensors.torch", extra="torch")
-    errors = (*_READER_ERRORS, require("safetensors", extra="torch").SafetensorError)
+    errors = (
+        *torch_save.READER_ERRORS,
+        require("safetensors", extra="torch").SafetensorError,
+    )
     try:
         return dict(safetensors.load_file(path))
     except errors as error:
-        raise _damaged(error, where, "safetensors") from error
-
-
-def _damaged(error: BaseException, where: str, container: str) -> LoadError:
-    first_line = str(error).partition("\n")[0] or type(error).__name__
-    return LoadError(
-        f"{where}: is a {container} file that cannot be read ({printable(first_line, 200)})",
-        "it is damaged, cut off or of an unusual kind: copy or download it again, or save it anew",
-    )
+        raise torch_save.unreadable(error, where, "safetensors") from error

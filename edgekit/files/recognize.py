@@ -8,9 +8,10 @@ import mmap
 import re
 from typing import IO, NoReturn, cast
 
-from edgekit.errors import LoadError, UnsafeFileError
+from edgekit.errors import LoadError
 from edgekit.files import embedded_pickles
-from edgekit.files.pickle_scan import MalformedPickleError, foreign_imports, scan_pickle
+from edgekit.files.foreign import refuse_imports
+from edgekit.files.pickle_scan import MalformedPickleError, scan_pickle
 from edgekit.files.wording import listing
 from edgekit.files.zip_members import ZipMember, read_members
 
@@ -55,11 +56,15 @@ _PICKLE_HEAD = re.compile(rb"\x80[\x02-\x05][\x28KMJNX\x5d\x63\x7d\x8a\x8c\x95]"
 
 
 class FileKind(enum.Enum):
-    """A container of weights that edgekit opens."""
+    """A container of weights or of a whole network that edgekit opens."""
 
     SAFETENSORS = "safetensors"
     TORCH_ZIP = "torch.save"
     TORCH_LEGACY = "torch.save before PyTorch 1.6"
+    TORCH_TAR = "torch.save before PyTorch 0.2"
+    PICKLE = "bare pickle"
+    EXPORTED_PROGRAM = "torch.export.save"
+    TORCHSCRIPT = "torch.jit.save"
 
 
 def recognize(data: mmap.mmap, where: str) -> FileKind:
@@ -78,13 +83,14 @@ def recognize(data: mmap.mmap, where: str) -> FileKind:
         _check_safetensors_header(data, where)
         return FileKind.SAFETENSORS
     if head.startswith(b"PK\x03\x04"):
-        _check_zip_kind(read_members(data, where), data, where)
-        return FileKind.TORCH_ZIP
+        return _zip_kind(read_members(data, where), data, where)
     if embedded_pickles.is_tar(head):  # first: torch.load also asks for this before all else
-        _refuse_tar(data, where)
-    if not _LEGACY_MAGIC.match(head):
+        return _tar_kind(data, head, where)
+    if _LEGACY_MAGIC.match(head):
+        return FileKind.TORCH_LEGACY
+    if not _is_pickle(data, head, where):
         _refuse_other(data, head, where)
-    return FileKind.TORCH_LEGACY
+    return FileKind.PICKLE
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -108,27 +114,16 @@ def _check_safetensors_header(data: mmap.mmap, where: str) -> None:
         ) from error
 
 
-def _check_zip_kind(members: tuple[ZipMember, ...], data: mmap.mmap, where: str) -> None:
+def _zip_kind(members: tuple[ZipMember, ...], data: mmap.mmap, where: str) -> FileKind:
     names = [member.name.partition("/")[2] or member.name for member in members]
+    if "archive_format" in names or "serialized_exported_program.json" in names:
+        return FileKind.EXPORTED_PROGRAM
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
-        found = embedded_pickles.zip_imports(members, data, where)
-        own = ("__torch__.", "torch.jit._pickle.")  # TorchScript's own names import nothing
-        imports = frozenset(name for name in found if not name.startswith(own))
-        _refuse_imports(imports, "TorchScript archive", where)
-        raise LoadError(
-            f"{where}: is a TorchScript archive, which edgekit does not read yet",
-            "save its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt'), "
-            "and pass weights.pt with --arch",
-        )
+        return FileKind.TORCHSCRIPT
     if "data.pkl" in names:
-        return
-    _refuse_imports(embedded_pickles.zip_imports(members, data, where), "zip archive", where)
-    if "archive_format" in names or any("exported_program" in name for name in names):
-        raise LoadError(
-            f"{where}: is a torch.export archive, which edgekit does not read yet",
-            "save its weights: torch.save(dict(torch.export.load(FILE).state_dict), 'weights.pt'), "
-            "and pass weights.pt with --arch",
-        )
+        return FileKind.TORCH_ZIP
+    imports = embedded_pickles.zip_imports(members, data, where)
+    refuse_imports(imports, "is a zip archive with a pickle that", where)
     if names and all(name.endswith(".npy") for name in names):
         raise LoadError(f"{where}: is a NumPy archive (npz), not a network", _PASS_STATE_DICT)
     shown = listing(member.name for member in members) or "nothing"
@@ -138,23 +133,10 @@ def _check_zip_kind(members: tuple[ZipMember, ...], data: mmap.mmap, where: str)
     )
 
 
-def _refuse_imports(imports: frozenset[str], kind: str, where: str) -> None:
-    foreign = foreign_imports(imports)
-    if foreign:
-        raise UnsafeFileError(
-            f"{where}: {kind} with a pickle that would import {listing(foreign)}; nothing was run",
-            "do not open this file with other tools unless you know who made it",
-        )
-
-
-def _refuse_tar(data: mmap.mmap, where: str) -> NoReturn:
-    _refuse_imports(embedded_pickles.tar_imports(data), "tar archive", where)
-    if data[:512].startswith((b"sys_info\x00", b"pickle\x00", b"storages\x00", b"tensors\x00")):
-        raise UnsafeFileError(
-            f"{where}: is torch's tar format (before 0.2), which cannot be opened without running "
-            "what it contains; nothing was run",
-            "if you trust it, load it with the PyTorch that wrote it and save the state dict anew",
-        )
+def _tar_kind(data: mmap.mmap, head: bytes, where: str) -> FileKind:
+    if head.startswith((b"sys_info\x00", b"pickle\x00", b"storages\x00", b"tensors\x00")):
+        return FileKind.TORCH_TAR
+    refuse_imports(embedded_pickles.tar_imports(data), "is a tar archive with a pickle that", where)
     raise LoadError(f"{where}: is a tar archive, not a network", _UNPACK)
 
 
@@ -163,9 +145,8 @@ def _refuse_other(data: mmap.mmap, head: bytes, where: str) -> NoReturn:
         if head.startswith(signature, offset):
             raise LoadError(f"{where}: is {what}, not a PyTorch file", hint)
     if head.startswith(b"\x93NUMPY"):
-        _refuse_imports(embedded_pickles.npy_imports(data), "NumPy array", where)
+        refuse_imports(embedded_pickles.npy_imports(data), "is a NumPy array that", where)
         raise LoadError(f"{where}: is a NumPy array, not a network", _PASS_STATE_DICT)
-    _refuse_raw_pickle(data, head, where)
     if _ONNX.match(head):
         raise LoadError(f"{where}: is an ONNX model, not a PyTorch file", _PASS_STATE_DICT)
     if _is_text(head):
@@ -177,28 +158,26 @@ def _refuse_other(data: mmap.mmap, head: bytes, where: str) -> NoReturn:
     )
 
 
-def _refuse_raw_pickle(data: mmap.mmap, head: bytes, where: str) -> None:
+def _is_pickle(data: mmap.mmap, head: bytes, where: str) -> bool:
+    """Whether ``data`` is a pickle that imports something; without imports it holds no tensors."""
     declared = _PICKLE_HEAD.match(head) is not None
+    if not declared and any(head.startswith(text, at) for at, text, _, _ in _SIGNATURES):
+        return False
     data.seek(0)
     try:
         imports = scan_pickle(cast("IO[bytes]", data)).imports
     except MalformedPickleError as error:
         if not declared:
-            return  # bytes that only begin like pickle instructions
-        imports = error.imports
-        if not imports:
+            return False  # bytes that only begin like pickle instructions
+        if not error.imports:
             raise LoadError(
                 f"{where}: starts like a pickle but is damaged or cut off ({error})",
                 "copy or download the file again",
             ) from error
-    if imports:
-        raise UnsafeFileError(
-            f"{where}: is a bare pickle that would import {listing(sorted(imports))}; "
-            "nothing was run",
-            "if you trust it, load it where it was made and save its weights with torch.save",
-        )
-    if declared:
+        return True
+    if declared and not imports:
         raise LoadError(f"{where}: is a pickle without tensors", _PASS_STATE_DICT)
+    return bool(imports)
 
 
 def _is_text(head: bytes) -> bool:

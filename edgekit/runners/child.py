@@ -121,20 +121,45 @@ def run_in_child(request: WorkerRequest, timeout_s: float) -> WorkerResult:
         folder = Path(name)
         # The child works elsewhere, so that a module in the current directory shadows none of its.
         absolute = replace(request, model=request.model.resolve(), inputs=request.inputs.resolve())
-        job = folder / "request.json"
-        job.write_text(json.dumps(absolute.to_dict()), encoding="utf-8")
-        log = folder / "log.txt"
-        code = _run(job, log, timeout_s)
-        if code is None:
-            return _failed(request, f"no answer within {timeout_s:g} s", log)
-        if not (folder / RESULT_NAME).exists():
-            return _failed(request, _describe_exit(code), log)
-        return _read_result(request, folder)
+        try:
+            data = ask_worker(_WORKER_MODULE, absolute.to_dict(), folder, timeout_s)
+        except EdgekitError as error:
+            return WorkerResult(request.target, failure=error)
+        return _read_result(request, data, folder)
 
 
-def _run(job: Path, log: Path, timeout_s: float) -> int | None:
+def ask_worker(
+    module: str, request: Mapping[str, Any], folder: Path, timeout_s: float
+) -> Mapping[str, Any]:
+    """Run ``python -m module`` on a request and return its answer.
+
+    Args:
+        module: the child side; it answers by :func:`edgekit.runners.worker.answer_job`.
+        request: JSON values; ``target`` and ``model`` are what messages name.
+        folder: where request and answer are written, empty so far.
+        timeout_s: seconds after which the child is killed.
+
+    Raises:
+        EdgekitError: what the child reports, or that it crashed or did not answer in time.
+    """
+    target, model = str(request["target"]), Path(request["model"])
+    job = folder / "request.json"
+    job.write_text(json.dumps(request), encoding="utf-8")
+    log = folder / "log.txt"
+    code = _run(module, job, log, timeout_s)
+    if code is None:
+        raise _failed(target, model, f"no answer within {timeout_s:g} s", log)
+    if not (folder / RESULT_NAME).exists():
+        raise _failed(target, model, _describe_exit(code), log)
+    data: Mapping[str, Any] = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))
+    if data["error"] is not None:
+        raise _rebuild(target, data["error"])
+    return data
+
+
+def _run(module: str, job: Path, log: Path, timeout_s: float) -> int | None:
     """Return the child's exit code, or ``None`` after a timeout."""
-    command = [sys.executable, "-m", _WORKER_MODULE, str(job)]
+    command = [sys.executable, "-m", module, str(job)]
     environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
     # A file rather than a pipe: it cannot fill up, and a stray grandchild cannot hold it open.
     with log.open("wb") as stream:
@@ -163,21 +188,17 @@ def _describe_exit(code: int) -> str:
     return f"its process crashed with {name}"
 
 
-def _failed(request: WorkerRequest, what: str, log: Path) -> WorkerResult:
+def _failed(target: str, model: Path, what: str, log: Path) -> VerificationError:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     told = [line.strip() for line in lines if line.strip()][-_STDERR_LINES:]
     tail = f": {' | '.join(told)}" if told else ""
-    error = VerificationError(
-        f"target '{request.target}': {what} while running '{request.model.name}'{tail}",
+    return VerificationError(
+        f"target '{target}': {what} while running '{model.name}'{tail}",
         "the runtime cannot run this artifact; try another version of the runtime",
     )
-    return WorkerResult(request.target, failure=error)
 
 
-def _read_result(request: WorkerRequest, folder: Path) -> WorkerResult:
-    data = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))
-    if data["error"] is not None:
-        return WorkerResult(request.target, failure=_rebuild(request.target, data["error"]))
+def _read_result(request: WorkerRequest, data: Mapping[str, Any], folder: Path) -> WorkerResult:
     with np.load(folder / OUTPUTS_NAME, allow_pickle=False) as archive:
         outputs = {name: archive[f"arr_{i}"] for i, name in enumerate(data["outputs"])}
     return WorkerResult(

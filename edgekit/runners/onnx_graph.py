@@ -1,13 +1,13 @@
 """Reads the node list of an ONNX file without the ``onnx`` package, which devices seldom have.
 
-Only what the executed-precision report needs is decoded: nodes, and the names and element types
+Only what the reports on execution need is decoded: nodes, and the names, element types and shapes
 of initializers. Weights are skipped over, not copied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit.errors import LoadError
@@ -16,7 +16,7 @@ from edgekit.errors import LoadError
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_DOMAIN = 1, 2, 3, 4, 7
-_TENSOR_DATA_TYPE, _TENSOR_NAME = 2, 8
+_TENSOR_DIMS, _TENSOR_DATA_TYPE, _TENSOR_NAME = 1, 2, 8
 
 # Wire types of the protobuf encoding.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -38,10 +38,11 @@ class GraphNode:
 
 @dataclass(frozen=True, slots=True)
 class OnnxGraph:
-    """Nodes in file order, and the element type of each initializer (``"int8"``, ...)."""
+    """Nodes in file order; element type (``"int8"``, ...) and shape of each initializer."""
 
     nodes: tuple[GraphNode, ...]
     initializers: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def read_onnx_graph(path: Path) -> OnnxGraph:
@@ -52,6 +53,7 @@ def read_onnx_graph(path: Path) -> OnnxGraph:
     """
     nodes: list[GraphNode] = []
     initializers: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     try:
         data = memoryview(path.read_bytes())
         for model_field, graph in _fields(data):
@@ -63,13 +65,12 @@ def read_onnx_graph(path: Path) -> OnnxGraph:
                 if number == _GRAPH_NODE:
                     nodes.append(_read_node(value))
                 elif number == _GRAPH_INITIALIZER:
-                    name, type_name = _read_initializer(value)
-                    initializers[name] = type_name
+                    name, initializers[name], shapes[name] = _read_initializer(value)
     except (OSError, ValueError, IndexError) as error:
         raise LoadError(f"'{path}' is not a readable ONNX file: {error}") from error
     if not nodes:
         raise LoadError(f"'{path}' is not an ONNX file: it holds no graph node")
-    return OnnxGraph(tuple(nodes), initializers)
+    return OnnxGraph(tuple(nodes), initializers, shapes)
 
 
 def _read_node(data: memoryview) -> GraphNode:
@@ -90,14 +91,27 @@ def _read_node(data: memoryview) -> GraphNode:
     )
 
 
-def _read_initializer(data: memoryview) -> tuple[str, str]:
+def _read_initializer(data: memoryview) -> tuple[str, str, tuple[int, ...]]:
     name, type_name = "", "unknown"
+    sizes: list[int] = []
     for number, value in _fields(data):
         if number == _TENSOR_NAME and not isinstance(value, int):
             name = _text(value)
         elif number == _TENSOR_DATA_TYPE and isinstance(value, int):
             type_name = _TYPE_NAMES.get(value, "unknown")
-    return name, type_name
+        elif number == _TENSOR_DIMS:
+            sizes += [value] if isinstance(value, int) else _packed(value)
+    return name, type_name, tuple(sizes)
+
+
+def _packed(data: memoryview) -> list[int]:
+    """Return the numbers of a packed repeated field."""
+    values = []
+    position = 0
+    while position < len(data):
+        value, position = _varint(data, position)
+        values.append(value)
+    return values
 
 
 def _text(value: memoryview) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from edgekit.errors import EdgekitError, LoadError, VerificationError, require
+from edgekit.runners.layer_times import LayerProfile
 from edgekit.runners.onnx_graph import read_onnx_graph
 from edgekit.runners.onnxruntime_layers import executed_layers
+from edgekit.runners.onnxruntime_profile import read_profile
 from edgekit.runners.tensors import TensorInfo, check_feeds
 from edgekit.types import ExecutedLayer
 
@@ -43,6 +46,8 @@ class OnnxRuntimeRunner:
             simulates a file that is meant for another runtime: its integer grid is exact, its
             speed says nothing.
     """
+
+    suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
 
     def __init__(
         self, model_path: Path, *, threads: int | None = None, disable_quant_qdq: bool = False
@@ -82,13 +87,44 @@ class OnnxRuntimeRunner:
             VerificationError: ONNX Runtime failed while running.
         """
         session = self._opened()
-        checked = check_feeds(feeds, self._inputs, f"'{self._path}'")
+        checked = check_feeds(feeds, self._inputs, self._where)
         names = [item.name for item in session.get_outputs()]
         try:
             values = session.run(names, checked)
         except _runtime_errors() as error:
             raise VerificationError(f"ONNX Runtime failed on '{self._path}': {error}") from error
         return dict(zip(names, values, strict=True))
+
+    def bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Check the feeds and return ``session.run`` on them.
+
+        Raises:
+            ConfigError: the feeds do not fit the inputs.
+        """
+        session = self._opened()
+        return functools.partial(session.run, None, check_feeds(feeds, self._inputs, self._where))
+
+    def profile_layers(self, feeds: Mapping[str, np.ndarray], runs: int) -> LayerProfile:
+        """Return the executed operators and their times, told by the profiler of a second session.
+
+        Raises:
+            ConfigError: the feeds do not fit the inputs.
+        """
+        checked = check_feeds(feeds, self._inputs, self._where)
+        with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            options = self._options()
+            options.optimized_model_filepath = str(optimized)
+            options.log_severity_level = _ERRORS_ONLY
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = self._open(options)
+            for _ in range(1 + runs):
+                session.run(None, checked)
+            profile = Path(session.end_profiling()).read_text(encoding="utf-8")
+            return read_profile(
+                profile, read_onnx_graph(self._path), read_onnx_graph(optimized), runs
+            )
 
     def executed_layers(self) -> list[ExecutedLayer]:
         """List the weighted layers of the optimized graph.
@@ -104,6 +140,10 @@ class OnnxRuntimeRunner:
             options.log_severity_level = _ERRORS_ONLY  # it warns that the file fits this CPU only
             self._open(options)
             return executed_layers(read_onnx_graph(self._path), read_onnx_graph(optimized))
+
+    @property
+    def _where(self) -> str:
+        return f"'{self._path}'"
 
     def _opened(self) -> Any:
         if self._session is None:

@@ -11,7 +11,7 @@ from edgekit.types import ExecutedLayer
 # Weighted operators as they may stand in a model file.
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # What ONNX Runtime's optimizer may turn them into: integer kernels, and float kernels.
-_INTEGER_OPS = frozenset(
+INTEGER_OPS = frozenset(
     {
         "QLinearConv",
         "ConvInteger",
@@ -22,7 +22,7 @@ _INTEGER_OPS = frozenset(
         "QGemm",
     }
 )
-_FLOAT_OPS = frozenset(
+FLOAT_OPS = frozenset(
     {
         *_WEIGHTED,
         "FusedConv",
@@ -48,16 +48,15 @@ def executed_layers(original: OnnxGraph, optimized: OnnxGraph) -> list[ExecutedL
     Returns:
         Layers in execution order; a layer whose origin cannot be told keeps the optimizer's name.
     """
-    nodes = [node for node in optimized.nodes if node.op_type in _INTEGER_OPS | _FLOAT_OPS]
-    names = _original_names(original, nodes)
     return [
         ExecutedLayer(name, node.op_type, _precision(node, optimized))
-        for name, node in zip(names, nodes, strict=True)
+        for name, node in named_layers(original, optimized)
     ]
 
 
-def _original_names(original: OnnxGraph, nodes: list[GraphNode]) -> list[str]:
-    """Name each optimized node after its origin, each origin at most once."""
+def named_layers(original: OnnxGraph, optimized: OnnxGraph) -> list[tuple[str, GraphNode]]:
+    """Name each weighted node of the optimized graph after its origin, each origin once at most."""
+    nodes = [node for node in optimized.nodes if node.op_type in INTEGER_OPS | FLOAT_OPS]
     origin = _Origin(original)
     # Names that survived unchanged are certain: no guess for another node may take them.
     taken = {node.name for node in nodes if node.name in origin.names}
@@ -68,7 +67,7 @@ def _original_names(original: OnnxGraph, nodes: list[GraphNode]) -> list[str]:
             name = next((guess for guess in origin.guesses(node) if guess not in taken), name)
             taken.add(name)
         names.append(name)
-    return names
+    return list(zip(names, nodes, strict=True))
 
 
 class _Origin:
@@ -127,7 +126,7 @@ def _label(node: GraphNode) -> str:
 
 
 def _precision(node: GraphNode, graph: OnnxGraph) -> str:
-    if node.op_type in _INTEGER_OPS:
+    if node.op_type in INTEGER_OPS:
         return "int8"
     return _float_type(node, graph)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from edgekit.errors import LoadError, VerificationError, require
+from edgekit.runners.layer_times import LayerProfile
+from edgekit.runners.openvino_profile import read_profile
 from edgekit.runners.tensors import TensorInfo, check_feeds
 from edgekit.types import ExecutedLayer
 
@@ -37,6 +40,8 @@ class OpenVinoRunner:
             float16 on CPUs that have them; ``None`` is the plain compilation.
     """
 
+    suffixes: ClassVar[tuple[str, ...]] = (".xml", ".onnx")
+
     def __init__(
         self,
         model_path: Path,
@@ -53,17 +58,7 @@ class OpenVinoRunner:
         self._outputs: tuple[str, ...] = ()
 
     def __enter__(self) -> OpenVinoRunner:
-        core = _openvino().Core()
-        config: dict[str, Any] = {}
-        if self._threads is not None:
-            config["INFERENCE_NUM_THREADS"] = self._threads
-        if self._inference_precision is not None:
-            config["INFERENCE_PRECISION_HINT"] = self._inference_precision
-        try:
-            self._compiled = core.compile_model(str(self._path), _DEVICE, config)
-            self._request = self._compiled.create_infer_request()
-        except RuntimeError as error:
-            raise LoadError(f"OpenVINO cannot open '{self._path}': {_last_line(error)}") from error
+        self._compiled, self._request = self._compile({})
         self._inputs = tuple(
             TensorInfo(
                 port.get_any_name(),
@@ -107,6 +102,39 @@ class OpenVinoRunner:
             ) from error
         return {name: results[index] for index, name in enumerate(self._outputs)}
 
+    def bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Check the feeds, set them as input tensors once and return ``InferRequest.infer``.
+
+        Raises:
+            ConfigError: the feeds do not fit the inputs.
+        """
+        self._opened()
+        checked = check_feeds(feeds, self._inputs, f"'{self._path}'")
+        request = self._compiled.create_infer_request()
+        tensor = _openvino().Tensor
+        for name, array in checked.items():
+            request.set_tensor(name, tensor(array, shared_memory=True))
+
+        def run(_kept: object = checked) -> object:  # the tensors do not keep their arrays alive
+            return request.infer(share_outputs=True)
+
+        return run
+
+    def profile_layers(self, feeds: Mapping[str, np.ndarray], runs: int) -> LayerProfile:
+        """Return the executed operators and their times, told by a second compilation that counts.
+
+        Raises:
+            ConfigError: the feeds do not fit the inputs.
+        """
+        checked = check_feeds(feeds, self._inputs, f"'{self._path}'")
+        compiled, request = self._compile({"PERF_COUNT": True})
+        begin = time.perf_counter()
+        for _ in range(runs):
+            request.infer(checked, share_outputs=True)
+        whole = 1e6 * (time.perf_counter() - begin) / runs
+        batch = next((array.shape[0] for array in checked.values() if array.ndim), 1)
+        return read_profile(compiled.get_runtime_model(), batch, whole)
+
     def executed_layers(self) -> list[ExecutedLayer]:
         """List the weighted layers of the execution graph, in execution order.
 
@@ -126,6 +154,19 @@ class OpenVinoRunner:
             layer = ExecutedLayer(name, kind, _precision(info))
             layers.append((int(_text(info, "execOrder") or 0), layer))
         return [layer for _order, layer in sorted(layers, key=lambda item: item[0])]
+
+    def _compile(self, extra: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the compiled model and a request."""
+        config: dict[str, Any] = dict(extra)
+        if self._threads is not None:
+            config["INFERENCE_NUM_THREADS"] = self._threads
+        if self._inference_precision is not None:
+            config["INFERENCE_PRECISION_HINT"] = self._inference_precision
+        try:
+            compiled = _openvino().Core().compile_model(str(self._path), _DEVICE, config)
+            return compiled, compiled.create_infer_request()
+        except RuntimeError as error:
+            raise LoadError(f"OpenVINO cannot open '{self._path}': {_last_line(error)}") from error
 
     def _opened(self) -> Any:
         if self._compiled is None:

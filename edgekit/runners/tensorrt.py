@@ -7,11 +7,11 @@ it, ``.sm86`` that it runs on that compute capability only.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -57,6 +57,8 @@ class TensorRtRunner:
             one is taken that fits the GPU and an installed TensorRT.
         threads: accepted like every runner's; a GPU has no use for it.
     """
+
+    suffixes: ClassVar[tuple[str, ...]] = (_SUFFIX,)
 
     def __init__(self, model_path: Path, *, threads: int | None = None) -> None:
         self._path = model_path
@@ -104,24 +106,41 @@ class TensorRtRunner:
             ConfigError: the feeds do not fit the inputs or their optimization profile.
             VerificationError: TensorRT or the CUDA driver failed while running.
         """
+        return self.bind(feeds)()
+
+    def bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
+        """Check the feeds and return a call that copies, runs, copies back and synchronizes.
+
+        Raises:
+            ConfigError: as :meth:`infer`.
+        """
         device = self._opened()
         checked = check_feeds(feeds, self._inputs, f"'{self._path}'")
+        addresses: dict[str, int] = {}
         for name, array in checked.items():
             if not self._context.set_input_shape(name, array.shape):
                 raise ConfigError(
                     f"'{self._path}': input '{name}' of {list(array.shape)} is outside of what "
                     "the engine was built for"
                 )
-            address = device.buffer(name, array.nbytes)
-            device.upload(address, array)
-            self._context.set_tensor_address(name, address)
+            addresses[name] = device.buffer(name, array.nbytes)
+            self._context.set_tensor_address(name, addresses[name])
         results = {name: self._allocate(device, name) for name in self._outputs}
-        if not self._context.execute_async_v3(device.stream):
-            raise VerificationError(f"TensorRT failed on '{self._path}'")
-        for name, array in results.items():
-            device.download(array, device.buffer(name, array.nbytes))
-        device.synchronize()
-        return results
+        addresses.update(
+            {name: device.buffer(name, array.nbytes) for name, array in results.items()}
+        )
+
+        def run() -> dict[str, np.ndarray]:
+            for name, array in checked.items():
+                device.upload(addresses[name], array)
+            if not self._context.execute_async_v3(device.stream):
+                raise VerificationError(f"TensorRT failed on '{self._path}'")
+            for name, array in results.items():
+                device.download(array, addresses[name])
+            device.synchronize()
+            return results
+
+        return run
 
     def executed_layers(self) -> list[ExecutedLayer]:
         """List the engine's weighted layers."""

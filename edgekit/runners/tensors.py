@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -26,7 +26,12 @@ class TensorInfo:
 
 
 class ArtifactRunner(Runner, Protocol):
-    """A :class:`~edgekit.types.Runner` that also says what it accepts and what it runs on."""
+    """A :class:`~edgekit.types.Runner` that also says what it accepts and what it runs on.
+
+    ``suffixes`` are those of the files that it opens on their own.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]]
 
     def __enter__(self) -> ArtifactRunner: ...
 
@@ -42,6 +47,14 @@ class ArtifactRunner(Runner, Protocol):
 
     def executed_layers(self) -> list[ExecutedLayer]:
         """Weighted layers with their executed precision."""
+        ...
+
+    def bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Check the feeds and return a call that runs once on them, without more checks.
+
+        It is what a bare loop around the runtime would call. Results stay in the runtime's hands:
+        the next call may overwrite them. For a GPU, copies to and from the device are included.
+        """
         ...
 
 

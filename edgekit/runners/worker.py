@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,16 @@ _STATUS = Path("/proc/self/status")
 
 def main(job: Path) -> None:
     """Run the request in the file ``job`` and write the answer into the same folder."""
-    request = WorkerRequest.from_dict(json.loads(job.read_text(encoding="utf-8")))
+    answer_job(job, lambda data: _run(WorkerRequest.from_dict(data), job.parent / OUTPUTS_NAME))
+
+
+def answer_job(job: Path, run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Pass the request in the file ``job`` to ``run`` and write what it returns beside it.
+
+    An :class:`EdgekitError` is an answer, too.
+    """
     try:
-        answer = _run(request, job.parent / OUTPUTS_NAME)
+        answer = {"error": None, **run(json.loads(job.read_text(encoding="utf-8")))}
     except EdgekitError as error:
         answer = {"error": error.to_dict()}
     # Written last and in one piece: its presence tells the parent that the run is over.
@@ -48,11 +56,10 @@ def _run(request: WorkerRequest, outputs_path: Path) -> dict[str, Any]:
     # By position: an output may have any name, also one that savez takes for its own argument.
     np.savez(outputs_path, *outputs.values())
     return {
-        "error": None,
         "outputs": list(outputs),
         "executed": [asdict(layer) for layer in executed],
         "versions": versions,
-        "peak_memory_bytes": _peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(),
     }
 
 
@@ -64,7 +71,8 @@ def _read_inputs(path: Path) -> dict[str, np.ndarray]:
         raise LoadError(f"inputs '{path}' cannot be read: {error}") from error
 
 
-def _peak_memory_bytes() -> int | None:
+def peak_memory_bytes() -> int | None:
+    """Return the largest resident size of this process so far; ``None`` if it is not told."""
     # Not getrusage: Linux carries its maximum over from the parent that started this process.
     if not _STATUS.exists():
         return None

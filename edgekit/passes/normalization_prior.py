@@ -1,8 +1,9 @@
-"""Bounds on activations from BatchNorm's stored parameters.
+"""Bounds on activations from the stored parameters of normalizations.
 
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV
 2019), section 4.2.2: a BatchNorm output has mean beta and spread |gamma|, so beta +- 6 |gamma|
-covers it; the bounds pass through clamps and sums.
+covers it; the bounds pass through clamps and sums. LayerNorm, GroupNorm and InstanceNorm scale
+what they have normalized by gamma and beta in the same way.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import torch
 from torch import fx
 
 from edgekit.capture import CapturedModel
-from edgekit.graph import OpKind, clamp_bounds, constant, op_kind
+from edgekit.graph import OpKind, argument, clamp_bounds, constant, op_kind, op_name
 from edgekit.quant.statistics import Statistics
 
 SPREADS = 6.0
 _PASSES_ON = (OpKind.LAYOUT, OpKind.IDENTITY, OpKind.MAX_POOL, OpKind.AVERAGE_POOL)
 
+_AFFINE = {"batch_norm": 1, "instance_norm": 1, "layer_norm": 2, "group_norm": 2}
+"""Normalizations and the position of their gamma; beta follows it."""
+
 Bounds = tuple[float, float]
 
 
-def with_batchnorm_prior(model: CapturedModel, statistics: Statistics) -> Statistics:
+def with_normalization_prior(model: CapturedModel, statistics: Statistics) -> Statistics:
     """Return the statistics with a prior on every tensor that stored parameters bound."""
     bounds: dict[fx.Node, Bounds] = {}
     for node in model.graph.graph.nodes:
@@ -41,13 +45,8 @@ def _bounds(
     graph_module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Bounds]
 ) -> Bounds | None:
     kind = op_kind(node)
-    if kind is OpKind.BATCH_NORM:
-        gamma, beta = constant(graph_module, node.args[1]), constant(graph_module, node.args[2])
-        if gamma is None:
-            return None
-        beta = torch.zeros_like(gamma) if beta is None else beta
-        spread = SPREADS * gamma.abs()
-        return float((beta - spread).min()), float((beta + spread).max())
+    if op_name(node) in _AFFINE:
+        return _affine_bounds(graph_module, node)
     inputs = [known.get(arg) for arg in node.args if isinstance(arg, fx.Node)]
     if not inputs or any(bound is None for bound in inputs):
         return None
@@ -63,3 +62,14 @@ def _bounds(
     if kind is OpKind.ZERO_PAD:
         return min(low, 0.0), max(high, 0.0)
     return None
+
+
+def _affine_bounds(graph_module: fx.GraphModule, node: fx.Node) -> Bounds | None:
+    position = _AFFINE[op_name(node)]
+    gamma = constant(graph_module, argument(node, position, "weight"))
+    beta = constant(graph_module, argument(node, position + 1, "bias"))
+    if gamma is None:
+        return None
+    beta = torch.zeros_like(gamma) if beta is None else beta
+    spread = SPREADS * gamma.abs()
+    return float((beta - spread).min()), float((beta + spread).max())

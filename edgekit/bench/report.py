@@ -1,0 +1,188 @@
+"""The figures of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgekit.bench.explain import Reason
+from edgekit.bench.intervals import (
+    Estimate,
+    mean_over_blocks,
+    median_over_blocks,
+    ratio_over_blocks,
+)
+from edgekit.bench.lanes import Lane
+from edgekit.runners.timing import Block
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How it was measured; ``threads`` is ``None`` for each runtime's own choice."""
+
+    blocks: int
+    block_seconds: float
+    warmup_seconds: float
+    threads: int | None
+    batch: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "blocks": self.blocks,
+            "block_seconds": self.block_seconds,
+            "warmup_seconds": self.warmup_seconds,
+            "threads": self.threads,
+            "batch": self.batch,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LaneResult:
+    """One lane and its blocks, in the order of the rounds."""
+
+    lane: Lane
+    blocks: tuple[Block, ...]
+
+    def median(self, figure: str) -> Estimate:
+        """Return the median over blocks of one of the attributes of :class:`Block`."""
+        return median_over_blocks([float(getattr(block, figure)) for block in self.blocks])
+
+    @property
+    def throughput(self) -> Estimate:
+        """Inferences in a second, one after the other."""
+        return mean_over_blocks([1e3 / block.mean_ms for block in self.blocks])
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """Largest resident size of the process; ``None`` where the system does not tell."""
+        return max((b.peak_memory_bytes or 0 for b in self.blocks), default=0) or None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        cold = ("cold_start_ms", "process_ms", "load_ms", "first_ms")
+        latencies = ("p50_ms", "p90_ms", "p99_ms", "mean_ms")
+        return {
+            "name": self.lane.name,
+            "source": str(self.lane.source),
+            "target": self.lane.target,
+            "precision": self.lane.precision,
+            "model": str(self.lane.model),
+            "size_bytes": self.lane.size_bytes,
+            "inputs": dict(self.blocks[0].inputs),
+            "versions": dict(self.blocks[0].versions),
+            "runs": sum(block.runs for block in self.blocks),
+            "latency": {name: self.median(name).to_dict() for name in latencies},
+            "min_ms": min(block.min_ms for block in self.blocks),
+            "max_ms": max(block.max_ms for block in self.blocks),
+            "throughput_per_s": self.throughput.to_dict(),
+            "busy_cores": self.median("busy_cores").value,
+            "cold_start": {name: self.median(name).to_dict() for name in cold},
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "blocks": [block.to_dict() for block in self.blocks],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Latency of a lane divided by that of its baseline; below 1 the lane is faster.
+
+    Attributes:
+        lane, baseline: names of the lanes.
+        ratio: median over rounds of the ratio of medians.
+        reasons: why it is not faster; empty if it is.
+        groups: count and time of each kind of layer of the two lanes, by name of the lane; empty
+            if no profile was needed.
+    """
+
+    lane: str
+    baseline: str
+    ratio: Estimate
+    reasons: tuple[Reason, ...] = ()
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, result: LaneResult, baseline: LaneResult) -> Comparison:
+        """Compare two lanes round by round."""
+        above, below = ([b.p50_ms for b in side.blocks] for side in (result, baseline))
+        return cls(result.lane.name, baseline.lane.name, ratio_over_blocks(above, below))
+
+    @property
+    def verdict(self) -> str:
+        """``"faster"`` or ``"slower"`` where the whole interval says so, else ``"unclear"``."""
+        if self.ratio.high < 1:
+            return "faster"
+        return "slower" if self.ratio.low > 1 else "unclear"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "lane": self.lane,
+            "baseline": self.baseline,
+            "ratio": self.ratio.to_dict(),
+            "verdict": self.verdict,
+            "reasons": [reason.to_dict() for reason in self.reasons],
+            "groups": {name: dict(group) for name, group in self.groups.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """Everything that ``edgekit bench`` measured. ``docs/bench.md`` documents the JSON form.
+
+    Attributes:
+        settings: how it was measured.
+        conditions: the machine and its software.
+        rounds: load, clock and temperature before each round, and after the last.
+        lanes: what was timed.
+        comparisons: INT8 against float, or a file against the first one.
+        skipped: what was not timed, with the reason, by name.
+    """
+
+    settings: Settings
+    conditions: Mapping[str, Any]
+    rounds: Sequence[Mapping[str, Any]]
+    lanes: tuple[LaneResult, ...]
+    comparisons: tuple[Comparison, ...]
+    skipped: Mapping[str, str]
+
+    def lane(self, name: str) -> LaneResult:
+        """Return a lane by name."""
+        return next(result for result in self.lanes if result.lane.name == name)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What limits the figures."""
+        notes = [f"{name}: {reason}" for name, reason in self.skipped.items()]
+        cores = int(self.conditions["cpu"]["cores"])
+        loads = [r["load_average"] for r in self.rounds if r["load_average"] is not None]
+        if loads and min(loads) > cores:
+            notes.append(
+                f"other work kept the machine busy (load {min(loads):g} to {max(loads):g} on "
+                f"{cores} cores): trust ratios, not milliseconds"
+            )
+        limit = self.conditions["cpu_limit_cores"]
+        if limit is not None and limit < cores:
+            notes.append(
+                f"this container may use {limit:g} of {cores} cores, which runtimes do not see: "
+                f"try --threads {max(int(limit), 1)}"
+            )
+        if any(block.runs < 100 for result in self.lanes for block in result.blocks):
+            notes.append("a block has fewer than 100 runs: its p99 is close to its slowest run")
+        return tuple(notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "settings": self.settings.to_dict(),
+            "conditions": dict(self.conditions),
+            "rounds": [dict(entry) for entry in self.rounds],
+            "lanes": [result.to_dict() for result in self.lanes],
+            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+            "skipped": dict(self.skipped),
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,40 @@
+"""Keep what torch logs about a file away from the terminal, and remember why it gave up."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class LastError(logging.Handler):
+    """Holds the last exception that was logged instead of raised, as ``error``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: BaseException | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a record; only its exception is of interest."""
+        if record.exc_info and isinstance(record.exc_info[1], BaseException):
+            self.error = record.exc_info[1]
+
+
+@contextmanager
+def quiet_torch() -> Iterator[LastError]:
+    """Take over torch's log and silence its warnings while a file is opened or converted."""
+    last = LastError()
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]
+    # torch gives many of its loggers a handler of their own.
+    loggers = [logging.getLogger(name) for name in ("torch", *names)]
+    before = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers[:], logger.propagate = [last], False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield last
+    finally:
+        for logger, handlers, propagate in before:
+            logger.handlers[:], logger.propagate = handlers, propagate
