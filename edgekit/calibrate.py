@@ -45,6 +45,8 @@ def resolve_calibration(name: str, effort: Effort) -> str:
             f"--calibration {name}: only 'images' takes an argument, and it needs one",
             "for example --calibration images:photos/",
         )
+    if argument and not Path(argument).is_dir():
+        raise ConfigError(f"--calibration {name}: '{argument}' is not a folder")
     return name
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,13 +25,11 @@ class ExportedNetwork:
     """A program as a plain function of its tensors.
 
     ``inputs`` are in the order of the forward pass, with a dynamic batch as 1 and every other
-    dynamic axis at its size during the export. ``batch_fixed`` tells that the export saw a batch
-    of 1 and took it for a constant.
+    dynamic axis at its size during the export.
     """
 
     module: fx.GraphModule
     inputs: tuple[InputSpec, ...]
-    batch_fixed: bool
     notes: tuple[str, ...] = ()
 
     def check_inputs(self, chosen: Sequence[InputSpec]) -> None:
@@ -62,14 +59,19 @@ class ExportedNetwork:
         A program for a batch of 1 may have that number written into a reshape. Where it has not,
         it works for every batch, and nothing is changed.
         """
-        if not self.batch_fixed or _takes_any_batch(self.module, chosen):
+        batched = [place for place, spec in enumerate(chosen) if spec.dynamic_batch]
+        if not batched or _takes_any_batch(self.module, chosen):
             return
         graph = self.module.graph
-        first, *_ = graph.find_nodes(op="placeholder")
-        with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
-            size = graph.call_function(torch.ops.aten.sym_size.int, (first, 0))
-            graph.call_function(torch._check, (graph.call_function(operator.eq, (size, 1)),))
+        placeholders = list(graph.find_nodes(op="placeholder"))
+        with graph.inserting_after(placeholders[-1]):
+            graph.call_function(refuse_other_batch, (placeholders[batched[0]],))
         self.module.recompile()
+
+
+def refuse_other_batch(value: Tensor) -> None:
+    """Stop where the batch is not 1; a graph calls this."""
+    torch._check(value.shape[0] == 1, lambda: "the network was exported for a batch of 1 alone")
 
 
 def exported_network(program: ExportedProgram, where: str) -> ExportedNetwork:
@@ -99,9 +101,7 @@ def exported_network(program: ExportedProgram, where: str) -> ExportedNetwork:
     inputs = tuple(
         _input_spec(node, program, where) for node in module.graph.find_nodes(op="placeholder")
     )
-    values = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
-    batch_fixed = any(isinstance(value.shape[0], int) and value.shape[0] == 1 for value in values)
-    return ExportedNetwork(module, inputs, batch_fixed, notes)
+    return ExportedNetwork(module, inputs, notes)
 
 
 def _takes_any_batch(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> bool:
@@ -139,9 +139,9 @@ def _take_flat(graph: fx.Graph, program: ExportedProgram) -> None:
     output = graph.output_node()
     values = pytree.tree_leaves(output.args[0])
     spec = program.call_spec.out_spec
-    flat_dict = spec is not None and spec.type is dict and spec.num_leaves == len(spec.context)
-    if flat_dict and len(values) == spec.num_leaves:
-        output.args = ({str(key): value for key, value in zip(spec.context, values, strict=True)},)
+    keys = spec.context if spec is not None and isinstance(spec.type, type) else None
+    if isinstance(keys, list) and issubclass(spec.type, dict) and len(keys) == len(values):
+        output.args = ({str(key): value for key, value in zip(keys, values, strict=True)},)
     else:
         output.args = (tuple(values),) if len(values) > 1 else (values[0],)
 

@@ -167,7 +167,8 @@ def quantize(
         calibration: ``auto``, ``renorm``, or a control: ``noise``, ``images:DIR``.
         effort: time budget.
         cpu: instruction set that CPU artifacts must be exact on.
-        recipe: repeat this configuration; the other options must then be left alone.
+        recipe: repeat this configuration; all options but ``out``, ``min_agreement`` and
+            ``device`` then come from it.
         min_agreement: fail below this agreement with the float network, percent.
         seed: seed of everything random.
         device: where calibration runs: ``auto``, ``cpu`` or ``cuda``.
@@ -181,9 +182,11 @@ def quantize(
         EdgekitError: the user's error; nothing is left at ``out``.
     """
     place = _device(device)
-    if recipe is None:  # a bad name must cost no work
+    if recipe is None:  # a bad option must cost no work
         resolve_calibration(calibration, effort)
         usable_targets(targets)
+    if min_agreement is not None and not 0 <= min_agreement <= 100:
+        raise ConfigError(f"--min-agreement {min_agreement:g}: a percentage from 0 to 100")
     stages = Stages(progress, {})
     started = time.perf_counter()
     with AtomicDirectory(Path(out)) as directory:

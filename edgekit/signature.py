@@ -61,8 +61,7 @@ def resolve_inputs(
     Raises:
         ConfigError: an input is missing, unknown or given twice.
     """
-    known = isinstance(network, ForwardSignature)
-    signature = network if known else ForwardSignature.of(network)
+    signature = network if isinstance(network, ForwardSignature) else ForwardSignature.of(network)
     places: dict[int, InputSpec] = dict(enumerate(declared))
     taken: set[int] = set()
     for option in sorted(options, key=lambda option: option.name is None):

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._export.converter import TS2EPConverter
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from edgekit.capture import example_inputs
 from edgekit.errors import LoadError
@@ -44,16 +46,37 @@ def torchscript_program(
     """
     network = network.float().eval()
     with quiet_torch():
-        try:
-            return TS2EPConverter(network, example_inputs(inputs, 2)).convert()
-        except READER_ERRORS:
-            pass  # the code has the batch of its example written into it, or cannot be converted
-        try:
-            return TS2EPConverter(network, example_inputs(inputs, 1)).convert()
-        except READER_ERRORS as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise LoadError(
-                f"{where}: torch cannot convert this TorchScript network "
-                f"({printable(reason, 200)})",
-                _EXPORT_AGAIN,
-            ) from error
+        for batch in (2, 1):
+            program, reason = _converted(network, inputs, batch)
+            if program is not None:
+                return program
+    raise LoadError(
+        f"{where}: torch cannot convert this TorchScript network ({printable(reason, 200)})",
+        _EXPORT_AGAIN,
+    )
+
+
+def _converted(
+    network: torch.jit.ScriptModule, inputs: Sequence[InputSpec], batch: int
+) -> tuple[ExportedProgram | None, str]:
+    """Return the converted program, or nothing and the reason."""
+    try:
+        program = TS2EPConverter(network, example_inputs(inputs, batch)).convert()
+        example = example_inputs(inputs, 1, torch.Generator().manual_seed(0))
+        same = _agree(network, program, example)
+    except READER_ERRORS as error:
+        return None, next(iter(str(error).splitlines()), type(error).__name__)
+    return (program, "") if same else (None, "the converted network computes something else")
+
+
+def _agree(
+    network: torch.jit.ScriptModule, program: ExportedProgram, inputs: tuple[Tensor, ...]
+) -> bool:
+    with torch.no_grad():
+        expected = pytree.tree_leaves(network(*inputs))
+        got = pytree.tree_leaves(program.module(check_guards=False)(*inputs))
+    # The same kernels run; TorchScript may only have fused some of them.
+    return len(got) == len(expected) and all(
+        torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
+        for one, other in zip(got, expected, strict=True)
+    )

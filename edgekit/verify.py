@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgekit.capture import CapturedModel
-from edgekit.errors import ConfigError, EdgekitError, MissingDependencyError
+from edgekit.errors import EdgekitError, MissingDependencyError
 from edgekit.fidelity import agreement_percent, sqnr_db
 from edgekit.lowering import LoweredModel
 from edgekit.runners.child import WorkerRequest, WorkerResult, run_in_child
@@ -161,19 +161,23 @@ def verify(
                 artifact.target, directory / artifact.model, feeds, 1, threads, simulated
             )
             runs.append(pool.submit(run_in_child, request, _TIMEOUT_S))
-        for artifact, run in zip(artifacts, runs, strict=True):
-            on_target(artifact.target)
-            expected = _simulated(lowered[artifact.target], inputs)
-            results.append(
-                _compare(
-                    artifact,
-                    lowered[artifact.target],
-                    executed[artifact.target],
-                    expected,
-                    inputs,
-                    run.result(),
+        try:
+            for artifact, run in zip(artifacts, runs, strict=True):
+                on_target(artifact.target)
+                expected = _simulated(lowered[artifact.target], inputs)
+                results.append(
+                    _compare(
+                        artifact,
+                        lowered[artifact.target],
+                        executed[artifact.target],
+                        expected,
+                        inputs,
+                        run.result(),
+                    )
                 )
-            )
+        except BaseException:  # interrupted: let no queued target begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return results
 
 
@@ -245,7 +249,7 @@ def _decided(model: CapturedModel, expected: np.ndarray) -> np.ndarray:
 
 
 def _percent(value: float | None) -> str:
-    return "not compared" if value is None else f"{value:.1f} %"
+    return "unknown" if value is None else f"{value:.1f} %"
 
 
 def _not_run(target: str, executed: bool, failure: EdgekitError) -> TargetVerification:
@@ -299,13 +303,11 @@ def require_agreement(results: Sequence[TargetVerification], least: float | None
     """Return a message for each target whose agreement with float is below ``least`` percent."""
     if least is None:
         return []
-    if not 0 <= least <= 100:
-        raise ConfigError(f"--min-agreement {least:g}: a percentage from 0 to 100")
     return [
-        f"{result.target}: agreement with the float network is {result.agreement:.1f} %, "
-        f"less than the {least:g} % asked for"
+        f"{result.target}: agreement with the float network is {_percent(result.agreement)}, "
+        f"and at least {least:g} % was asked for"
         for result in results
-        if result.agreement is not None and result.agreement < least
+        if result.passed and (result.agreement is None or result.agreement < least)
     ]
 
 

@@ -49,8 +49,9 @@ class OnnxRuntimeTarget:
     def profile(self, cpu: Cpu) -> LoweringProfile:
         """Return the rules of ONNX Runtime's integer kernels (targets.md, section 4.1).
 
-        Activations are unsigned: the signed form costs an extra pass on x86. Every tensor between
-        integer operators is quantized, and a clamp disappears in the range behind it. There is no
+        Activations are unsigned: on x86 the signed form costs an extra pass, and ARM kernels take
+        either. Every tensor between integer operators is quantized, and a clamp disappears in the
+        range behind it. There is no
         integer kernel for transposed convolutions, but between quantizers ONNX Runtime rounds
         their weights to INT8 by itself, with one scale for all channels: ours have one for each.
         """
@@ -59,8 +60,8 @@ class OnnxRuntimeTarget:
             integer_kinds=_INTEGER,
             # QGemm also returns floats, and transposed convolutions compute in float
             quantized_outputs=_INTEGER - {OpKind.LINEAR, OpKind.CONV_TRANSPOSE},
-            unsigned=affine if signed else TensorScheme(8, signed=False, symmetric=True),
-            signed=affine,
+            unsigned=TensorScheme(8, signed=False, symmetric=True),
+            signed=TensorScheme(8, signed=False, symmetric=False),
             absorb_clamps=True,
             fused_sum=False,
             pairing=Pairing.FLAT if cpu is Cpu.AVX2 else Pairing.NONE,

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekit.errors import UnsupportedError, VerificationError
 
-_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _NO_GPU_HINT = "run this on a machine with an NVIDIA GPU and its driver"
 
 # Values of cuda.h.
@@ -57,7 +57,7 @@ class CudaDevice:
         UnsupportedError: there is no driver or no GPU.
     """
 
-    def __init__(self, library: str = _LIBRARY) -> None:
+    def __init__(self, library: str = LIBRARY) -> None:
         try:
             self._library = ctypes.CDLL(library)
             for name, arguments in _signatures().items():

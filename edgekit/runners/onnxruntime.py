@@ -58,6 +58,13 @@ class OnnxRuntimeRunner:
         self._session: Any = None
         self._inputs: tuple[TensorInfo, ...] = ()
 
+    @staticmethod
+    def describe() -> dict[str, Any]:
+        """Return the version of ONNX Runtime and its execution providers."""
+        runtime = _onnxruntime()
+        versions = {"onnxruntime": str(runtime.__version__)}
+        return {"versions": versions, "devices": list(runtime.get_available_providers())}
+
     def __enter__(self) -> OnnxRuntimeRunner:
         self._session = self._open(self._options())
         self._inputs = tuple(

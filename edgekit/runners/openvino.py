@@ -57,6 +57,13 @@ class OpenVinoRunner:
         self._inputs: tuple[TensorInfo, ...] = ()
         self._outputs: tuple[str, ...] = ()
 
+    @staticmethod
+    def describe() -> dict[str, Any]:
+        """Return the version of OpenVINO and its devices, such as ``CPU`` and ``GPU``."""
+        openvino = _openvino()
+        versions = {"openvino": str(openvino.__version__)}
+        return {"versions": versions, "devices": list(openvino.Core().available_devices)}
+
     def __enter__(self) -> OpenVinoRunner:
         self._compiled, self._request = self._compile({})
         self._inputs = tuple(

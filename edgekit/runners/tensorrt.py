@@ -70,6 +70,17 @@ class TensorRtRunner:
         self._inputs: tuple[TensorInfo, ...] = ()
         self._outputs: tuple[str, ...] = ()
 
+    @staticmethod
+    def describe() -> dict[str, Any]:
+        """Return the versions of the TensorRT packages; the GPU is :mod:`edgekit.runners.gpus`'.
+
+        Raises:
+            MissingDependencyError: neither is installed.
+        """
+        here = [package for package in _PACKAGES if find_spec(package) is not None]
+        modules = [require(name, extra=_PACKAGES[name]) for name in here or list(_PACKAGES)]
+        return {"versions": {m.__name__: str(m.__version__) for m in modules}, "devices": []}
+
     def __enter__(self) -> TensorRtRunner:
         self._device = CudaDevice()
         try:

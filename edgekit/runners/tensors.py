@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -32,6 +32,15 @@ class ArtifactRunner(Runner, Protocol):
     """
 
     suffixes: ClassVar[tuple[str, ...]]
+
+    @staticmethod
+    def describe() -> dict[str, Any]:
+        """Import the runtime and return its ``versions``, and the ``devices`` that it sees.
+
+        Raises:
+            MissingDependencyError: it is not installed.
+        """
+        ...
 
     def __enter__(self) -> ArtifactRunner: ...
 

@@ -1,0 +1,254 @@
+"""What this machine can do for integer networks, what is missing, and how to get it.
+
+Nothing heavy is imported here: each runtime answers from a process of its own, and packages are
+looked up in their metadata. So it works with any of them missing or broken.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.capabilities import ARM, Meaning, cpu_meaning, gpu_meaning, runtime_meaning
+from edgekit.environment import cpu_description
+from edgekit.errors import DISTRIBUTION
+from edgekit.registry import RUNNERS
+from edgekit.requirements import Package, optional_packages
+from edgekit.runners.probe import GPUS, Probe, probe
+
+SCHEMA_VERSION = 1
+WORKS, MISSING, BROKEN = "works", "missing", "broken"
+_HOST_EXTRA = "torch"
+_BOARD = Path("/proc/device-tree/model")
+_JETSON = "tensorrt"  # JetPack brings it; what else runs on a GPU comes from a package index
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeStatus:
+    """One runtime.
+
+    Attributes:
+        name: key in the registry.
+        state: ``"works"``, ``"missing"`` or ``"broken"``.
+        versions: package to version.
+        devices: what it sees: execution providers or devices.
+        problem: why it does not work.
+        meaning: what it does with integers on this machine.
+    """
+
+    name: str
+    state: str
+    versions: Mapping[str, str]
+    devices: tuple[str, ...]
+    problem: str | None
+    meaning: Meaning
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "versions": dict(self.versions),
+            "devices": list(self.devices),
+            "problem": self.problem,
+            **self.meaning.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class GpuStatus:
+    """One NVIDIA GPU."""
+
+    name: str
+    compute_capability: int
+    memory_bytes: int
+    cuda_version: str
+    meaning: Meaning
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "name": self.name,
+            "compute_capability": self.compute_capability,
+            "memory_bytes": self.memory_bytes,
+            "cuda_version": self.cuda_version,
+            **self.meaning.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorReport:
+    """The state of this machine. ``docs/bench.md`` documents the JSON form.
+
+    Attributes:
+        python: version of Python.
+        platform: operating system and architecture.
+        board: name of the device's board, where the system tells one.
+        cpu: name, usable cores and instruction sets.
+        cpu_meaning: what the CPU does with integers.
+        gpus: NVIDIA GPUs.
+        gpu_problem: why there is none.
+        runtimes: the runtimes of edgekit's targets.
+        packages: the optional packages.
+        can: what edgekit can do here: ``quantize``, and ``run`` for each runtime.
+        advice: what to install or mend, the most important first.
+    """
+
+    python: str
+    platform: str
+    board: str | None
+    cpu: Mapping[str, Any]
+    cpu_meaning: Meaning
+    gpus: tuple[GpuStatus, ...]
+    gpu_problem: str | None
+    runtimes: tuple[RuntimeStatus, ...]
+    packages: tuple[Package, ...]
+    advice: tuple[str, ...]
+
+    @property
+    def can(self) -> dict[str, Any]:
+        """Whether edgekit can quantize here, and which runtimes can run artifacts."""
+        return {
+            "quantize": not _absent(self.packages, _HOST_EXTRA),
+            "run": [r.name for r in self.runtimes if r.state == WORKS],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "python": self.python,
+            "platform": self.platform,
+            "board": self.board,
+            "cpu": {**self.cpu, **self.cpu_meaning.to_dict()},
+            "gpus": [gpu.to_dict() for gpu in self.gpus],
+            "gpu_problem": self.gpu_problem,
+            "runtimes": [runtime.to_dict() for runtime in self.runtimes],
+            "packages": [package.to_dict() for package in self.packages],
+            "can": self.can,
+            "advice": list(self.advice),
+        }
+
+
+def doctor() -> DoctorReport:
+    """Examine this machine."""
+    machine = platform.machine()
+    names = [*RUNNERS, GPUS]
+    with ThreadPoolExecutor(len(names)) as pool:
+        probes = dict(zip(names, pool.map(probe, names), strict=True))
+    gpus, gpu_problem = _gpus(probes[GPUS])
+    runtimes = tuple(_runtime(name, probes[name], machine, gpus) for name in RUNNERS)
+    packages = tuple(optional_packages())
+    cpu = cpu_description()
+    flags = cpu["flags"]
+    assert isinstance(flags, list)
+    board = _board(_BOARD)
+    return DoctorReport(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.release()} {machine}",
+        board=board,
+        cpu=cpu,
+        cpu_meaning=cpu_meaning(machine, flags),
+        gpus=gpus,
+        gpu_problem=gpu_problem,
+        runtimes=runtimes,
+        packages=packages,
+        advice=tuple(advise(runtimes, packages, gpus, machine, jetson=board is not None)),
+    )
+
+
+def _gpus(answer: Probe) -> tuple[tuple[GpuStatus, ...], str | None]:
+    told = answer.data.get("gpus", ())
+    gpus = tuple(GpuStatus(**gpu, meaning=gpu_meaning(gpu["compute_capability"])) for gpu in told)
+    return gpus, answer.broken or answer.missing
+
+
+def _runtime(name: str, answer: Probe, machine: str, gpus: Sequence[GpuStatus]) -> RuntimeStatus:
+    state, problem = WORKS, None
+    if answer.broken is not None:
+        state, problem = BROKEN, answer.broken
+    elif answer.missing is not None:
+        state, problem = MISSING, answer.missing
+    devices = tuple(answer.data.get("devices", ())) or tuple(gpu.name for gpu in gpus)
+    if state == WORKS and not devices:
+        state, problem = MISSING, "there is no NVIDIA GPU that it could use"
+    versions = answer.data.get("versions", {})
+    return RuntimeStatus(name, state, versions, devices, problem, runtime_meaning(name, machine))
+
+
+def _board(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ") or None
+    except OSError:
+        return None
+
+
+def advise(
+    runtimes: Sequence[RuntimeStatus],
+    packages: Sequence[Package],
+    gpus: Sequence[GpuStatus],
+    machine: str,
+    *,
+    jetson: bool,
+) -> Iterator[str]:
+    """Yield what to install or mend, the most important first.
+
+    Args:
+        runtimes: states of the runtimes.
+        packages: the optional packages.
+        gpus: NVIDIA GPUs.
+        machine: architecture, as ``platform.machine()`` calls it.
+        jetson: a board with a name of its own, where TensorRT comes with the system.
+    """
+    for package in packages:
+        if package.fits is False:
+            yield (
+                f"{package.name} {package.installed} is outside of what edgekit was made for "
+                f"({package.bounds}): {_install(package.extra)}"
+            )
+    for runtime in runtimes:
+        if runtime.state == BROKEN:
+            yield f"{runtime.name} is installed but fails ({runtime.problem}): install it again"
+    absent = _absent(packages, _HOST_EXTRA)
+    if absent:
+        yield f"to quantize here ({', '.join(absent)} missing): {_install(_HOST_EXTRA)}"
+    by_name = {runtime.name: runtime for runtime in runtimes}
+    for name in _useful(machine, gpus):
+        runtime = by_name[name]
+        if runtime.state != MISSING or runtime.versions:
+            continue
+        if name == _JETSON and jetson:
+            yield (
+                "to run on this GPU: TensorRT comes with JetPack (package python3-libnvinfer); a "
+                "virtual environment sees it if made with --system-site-packages"
+            )
+        else:
+            yield f"to run {name} artifacts here: {_install(_extra_of(name, gpus))}"
+
+
+def _useful(machine: str, gpus: Sequence[GpuStatus]) -> Iterator[str]:
+    """Yield the runtimes that make sense on this machine."""
+    yield "onnxruntime"
+    if machine not in ARM:
+        yield "openvino"
+    if gpus:
+        yield "tensorrt"
+
+
+def _extra_of(name: str, gpus: Sequence[GpuStatus]) -> str:
+    # The wheels for RTX are a tenth of the size, and run on the GPUs that people have at home.
+    consumer = bool(gpus) and all("RTX" in gpu.name for gpu in gpus)
+    return "tensorrt-rtx" if name == _JETSON and consumer else name
+
+
+def _absent(packages: Sequence[Package], extra: str) -> list[str]:
+    return [p.name for p in packages if p.extra == extra and p.installed is None]
+
+
+def _install(extra: str) -> str:
+    return f"{Path(sys.executable).name} -m pip install '{DISTRIBUTION}[{extra}]'"
