@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekit.errors import ConfigError
+from edgekit.errors import ConfigError, UnsafeFileError
 from edgekit.files.wording import printable
 from edgekit.registry import MODELS, resolve
 from edgekit.types import InputSpec, Preprocessing, Task
@@ -195,6 +195,30 @@ def parse_arch(text: str) -> Architecture:
             _EXAMPLES,
         ) from error
     return Architecture(module, factory, args, kwargs)
+
+
+def confirmed_arch(stated: str | None, typed: str | None) -> str | None:
+    """Return the architecture that a recipe states, if the user may be taken to want it.
+
+    A file never decides which of the user's modules is imported: a recipe may name a network of
+    the zoo, and the user's own only where the user types it as well.
+
+    Raises:
+        ConfigError: the user typed another one.
+        UnsafeFileError: the recipe names a module that the user did not type.
+    """
+    if typed not in (None, stated):
+        raise ConfigError(
+            f"--arch {printable(str(typed))}: the recipe is for "
+            f"{printable(stated) if stated else 'a file that needs no --arch'}",
+            "leave out --arch, or edit a copy of the recipe",
+        )
+    if stated is not None and typed is None and not parse_arch(stated).is_zoo:
+        raise UnsafeFileError(
+            f"the recipe asks to import and call '{printable(stated)}'; nothing was imported",
+            "if you know that module, confirm it by typing the same --arch beside --recipe",
+        )
+    return stated
 
 
 def _dotted_name(node: ast.expr) -> str:

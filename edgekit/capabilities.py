@@ -76,42 +76,78 @@ def gpu_meaning(compute_capability: int) -> Meaning:
     )
 
 
-def _onnxruntime(machine: str) -> Meaning:
-    del machine
-    return Meaning(
-        "integer kernels for convolutions and matrix products on x86 and ARM",
-        "weights of matrix products stay 4-bit (MatMulNBits); "
-        "a convolution would unpack them at every inference",
-    )
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What decides which runtimes make sense: architecture, GPUs by name, name of the board."""
+
+    architecture: str
+    gpus: tuple[str, ...] = ()
+    board: str | None = None
 
 
-def _openvino(machine: str) -> Meaning:
+@dataclass(frozen=True, slots=True)
+class _Runtime:
+    """What is known of a runtime; ``source`` is an extra or a sentence, ``None`` if of no use."""
+
+    meaning: Callable[[Machine], Meaning]
+    source: Callable[[Machine], Source | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a runtime comes from: an extra of edgekit, or else a sentence that says it."""
+
+    extra: str | None = None
+    text: str | None = None
+
+
+def runtime_meaning(runtime: str, machine: Machine) -> Meaning:
+    """Describe what a runtime, by its key in the registry, does with integers on a machine."""
+    return _RUNTIMES[runtime].meaning(machine)
+
+
+def runtime_source(runtime: str, machine: Machine) -> Source | None:
+    """Return where to get a runtime, or ``None`` where it would be of no use."""
+    return _RUNTIMES[runtime].source(machine)
+
+
+def _openvino_meaning(machine: Machine) -> Meaning:
     int4 = "weights of matrix products stay 4-bit, computed in float; convolutions run in float"
-    if machine in ARM:
+    if machine.architecture in ARM:
         return Meaning("a smaller file only: on ARM it computes INT8 networks in float", int4)
     return Meaning("integer kernels for convolutions and matrix products", int4)
 
 
-def _tensorrt(machine: str) -> Meaning:
-    del machine
-    return Meaning(
-        "integer kernels on GPUs with INT8 Tensor Cores (compute capability 7.5 and later)",
-        "weights of matrix products only, computed in FP16",
-    )
+def _tensorrt_source(machine: Machine) -> Source | None:
+    if not machine.gpus:
+        return None
+    if machine.board is not None:
+        return Source(
+            text="TensorRT comes with JetPack (package python3-libnvinfer); a virtual environment "
+            "sees it if made with --system-site-packages"
+        )
+    # The wheels for RTX are a tenth of the size, and run on the GPUs that people have at home.
+    return Source("tensorrt-rtx" if all("RTX" in gpu for gpu in machine.gpus) else "tensorrt")
 
 
-_RUNTIMES: Mapping[str, Callable[[str], Meaning]] = {
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
-    "tensorrt": _tensorrt,
+_RUNTIMES: Mapping[str, _Runtime] = {
+    "onnxruntime": _Runtime(
+        lambda _: Meaning(
+            "integer kernels for convolutions and matrix products on x86 and ARM",
+            "weights of matrix products stay 4-bit (MatMulNBits); "
+            "a convolution would unpack them at every inference",
+        ),
+        lambda _: Source("onnxruntime"),
+    ),
+    "openvino": _Runtime(
+        _openvino_meaning,
+        lambda machine: None if machine.architecture in ARM else Source("openvino"),
+    ),
+    "tensorrt": _Runtime(
+        lambda _: Meaning(
+            "integer kernels on GPUs with INT8 Tensor Cores (compute capability 7.5 and later)",
+            "weights of matrix products only, computed in FP16",
+        ),
+        _tensorrt_source,
+    ),
 }
-
-
-def runtime_meaning(runtime: str, machine: str) -> Meaning:
-    """Describe a runtime on a machine.
-
-    Args:
-        runtime: key in the registry.
-        machine: architecture, as ``platform.machine()`` calls it.
-    """
-    return _RUNTIMES[runtime](machine)

@@ -309,7 +309,8 @@ def _output_names(program: torch.export.ExportedProgram, count: int) -> list[str
     """Name outputs by their dictionary keys where the network returns a dictionary."""
     spec = program.call_spec.out_spec
     returned = program.graph_signature.user_outputs
-    if spec is not None and spec.type is dict and spec.num_leaves == len(spec.context):
+    keyed = spec is not None and isinstance(spec.type, type) and issubclass(spec.type, dict)
+    if keyed and spec.num_leaves == len(spec.context):
         pairs = zip(spec.context, returned, strict=True)
         return [str(key) for key, value in pairs if value is not None]
     return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]

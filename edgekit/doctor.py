@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.capabilities import ARM, Meaning, cpu_meaning, gpu_meaning, runtime_meaning
+from edgekit.capabilities import (
+    Machine,
+    Meaning,
+    cpu_meaning,
+    gpu_meaning,
+    runtime_meaning,
+    runtime_source,
+)
 from edgekit.environment import cpu_description
 from edgekit.errors import DISTRIBUTION
 from edgekit.registry import RUNNERS
@@ -22,10 +29,9 @@ from edgekit.requirements import Package, optional_packages
 from edgekit.runners.probe import GPUS, Probe, probe
 
 SCHEMA_VERSION = 1
-WORKS, MISSING, BROKEN = "works", "missing", "broken"
+WORKS, NO_DEVICE, MISSING, BROKEN = "works", "no device", "missing", "broken"
 _HOST_EXTRA = "torch"
 _BOARD = Path("/proc/device-tree/model")
-_JETSON = "tensorrt"  # JetPack brings it; what else runs on a GPU comes from a package index
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class RuntimeStatus:
 
     Attributes:
         name: key in the registry.
-        state: ``"works"``, ``"missing"`` or ``"broken"``.
+        state: ``"works"``, ``"no device"``, ``"missing"`` or ``"broken"``.
         versions: package to version.
         devices: what it sees: execution providers or devices.
         problem: why it does not work.
@@ -137,28 +143,27 @@ class DoctorReport:
 
 def doctor() -> DoctorReport:
     """Examine this machine."""
-    machine = platform.machine()
     names = [*RUNNERS, GPUS]
     with ThreadPoolExecutor(len(names)) as pool:
         probes = dict(zip(names, pool.map(probe, names), strict=True))
     gpus, gpu_problem = _gpus(probes[GPUS])
-    runtimes = tuple(_runtime(name, probes[name], machine, gpus) for name in RUNNERS)
+    machine = Machine(platform.machine(), tuple(gpu.name for gpu in gpus), _board(_BOARD))
+    runtimes = tuple(_runtime(name, probes[name], machine) for name in RUNNERS)
     packages = tuple(optional_packages())
     cpu = cpu_description()
     flags = cpu["flags"]
     assert isinstance(flags, list)
-    board = _board(_BOARD)
     return DoctorReport(
         python=platform.python_version(),
-        platform=f"{platform.system()} {platform.release()} {machine}",
-        board=board,
+        platform=f"{platform.system()} {platform.release()} {machine.architecture}",
+        board=machine.board,
         cpu=cpu,
-        cpu_meaning=cpu_meaning(machine, flags),
+        cpu_meaning=cpu_meaning(machine.architecture, flags),
         gpus=gpus,
         gpu_problem=gpu_problem,
         runtimes=runtimes,
         packages=packages,
-        advice=tuple(advise(runtimes, packages, gpus, machine, jetson=board is not None)),
+        advice=tuple(advise(runtimes, packages, machine)),
     )
 
 
@@ -168,17 +173,24 @@ def _gpus(answer: Probe) -> tuple[tuple[GpuStatus, ...], str | None]:
     return gpus, answer.broken or answer.missing
 
 
-def _runtime(name: str, answer: Probe, machine: str, gpus: Sequence[GpuStatus]) -> RuntimeStatus:
+def _runtime(name: str, answer: Probe, machine: Machine) -> RuntimeStatus:
+    devices = answer.data.get("devices")
+    devices = machine.gpus if devices is None else tuple(devices)
     state, problem = WORKS, None
     if answer.broken is not None:
         state, problem = BROKEN, answer.broken
     elif answer.missing is not None:
         state, problem = MISSING, answer.missing
-    devices = tuple(answer.data.get("devices", ())) or tuple(gpu.name for gpu in gpus)
-    if state == WORKS and not devices:
-        state, problem = MISSING, "there is no NVIDIA GPU that it could use"
-    versions = answer.data.get("versions", {})
-    return RuntimeStatus(name, state, versions, devices, problem, runtime_meaning(name, machine))
+    elif not devices:
+        state, problem = NO_DEVICE, "this machine has no device that it could use"
+    return RuntimeStatus(
+        name,
+        state,
+        answer.data.get("versions", {}),
+        devices if state == WORKS else (),
+        problem,
+        runtime_meaning(name, machine),
+    )
 
 
 def _board(path: Path) -> str | None:
@@ -189,21 +201,14 @@ def _board(path: Path) -> str | None:
 
 
 def advise(
-    runtimes: Sequence[RuntimeStatus],
-    packages: Sequence[Package],
-    gpus: Sequence[GpuStatus],
-    machine: str,
-    *,
-    jetson: bool,
+    runtimes: Sequence[RuntimeStatus], packages: Sequence[Package], machine: Machine
 ) -> Iterator[str]:
     """Yield what to install or mend, the most important first.
 
     Args:
         runtimes: states of the runtimes.
         packages: the optional packages.
-        gpus: NVIDIA GPUs.
-        machine: architecture, as ``platform.machine()`` calls it.
-        jetson: a board with a name of its own, where TensorRT comes with the system.
+        machine: decides which runtimes make sense.
     """
     for package in packages:
         if package.fits is False:
@@ -217,33 +222,11 @@ def advise(
     absent = _absent(packages, _HOST_EXTRA)
     if absent:
         yield f"to quantize here ({', '.join(absent)} missing): {_install(_HOST_EXTRA)}"
-    by_name = {runtime.name: runtime for runtime in runtimes}
-    for name in _useful(machine, gpus):
-        runtime = by_name[name]
-        if runtime.state != MISSING or runtime.versions:
-            continue
-        if name == _JETSON and jetson:
-            yield (
-                "to run on this GPU: TensorRT comes with JetPack (package python3-libnvinfer); a "
-                "virtual environment sees it if made with --system-site-packages"
-            )
-        else:
-            yield f"to run {name} artifacts here: {_install(_extra_of(name, gpus))}"
-
-
-def _useful(machine: str, gpus: Sequence[GpuStatus]) -> Iterator[str]:
-    """Yield the runtimes that make sense on this machine."""
-    yield "onnxruntime"
-    if machine not in ARM:
-        yield "openvino"
-    if gpus:
-        yield "tensorrt"
-
-
-def _extra_of(name: str, gpus: Sequence[GpuStatus]) -> str:
-    # The wheels for RTX are a tenth of the size, and run on the GPUs that people have at home.
-    consumer = bool(gpus) and all("RTX" in gpu.name for gpu in gpus)
-    return "tensorrt-rtx" if name == _JETSON and consumer else name
+    for runtime in runtimes:
+        source = runtime_source(runtime.name, machine)
+        if runtime.state == MISSING and source is not None:
+            how = source.text if source.extra is None else _install(source.extra)
+            yield f"to run {runtime.name} artifacts here: {how}"
 
 
 def _absent(packages: Sequence[Package], extra: str) -> list[str]:

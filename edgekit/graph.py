@@ -46,12 +46,11 @@ _NAMES: dict[OpKind, str] = {
     OpKind.MUL: "mul",
     OpKind.CONCAT: "cat concat",
     OpKind.MAX_POOL: "max_pool1d max_pool2d max_pool3d",
-    OpKind.AVERAGE_POOL: "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-    "adaptive_avg_pool2d",
+    OpKind.AVERAGE_POOL: "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d",
     OpKind.RESIZE: "upsample_nearest2d upsample_bilinear2d interpolate",
     OpKind.CLAMP_ZERO: "relu relu6",
-    OpKind.LAYOUT: "view reshape flatten unflatten permute transpose squeeze unsqueeze slice select "
-    "expand chunk split t movedim pixel_shuffle pixel_unshuffle channel_shuffle",
+    OpKind.LAYOUT: "view reshape flatten unflatten permute transpose squeeze unsqueeze slice "
+    "select expand chunk split t movedim pixel_shuffle pixel_unshuffle channel_shuffle",
     OpKind.IDENTITY: "dropout feature_dropout contiguous clone alias detach",
     OpKind.BATCH_NORM: "batch_norm",
 }

@@ -13,6 +13,7 @@ from typing import ClassVar
 import onnx_ir as ir
 import torch
 
+from edgekit.architecture import confirmed_arch
 from edgekit.calibrate import calibration_source, check_statistics, resolve_calibration
 from edgekit.capture import CapturedModel, capture
 from edgekit.environment import usable_cores
@@ -27,7 +28,7 @@ from edgekit.passes.input_domain import with_input_domain
 from edgekit.passes.normalization_prior import with_normalization_prior
 from edgekit.quantized import QuantizedModel, lower, quantize_model
 from edgekit.recipe import Recipe, write_recipe
-from edgekit.registry import TARGETS, resolve
+from edgekit.registry import REFERENCES, TARGETS, resolve
 from edgekit.report import Report, write_result_files
 from edgekit.sites import insert_sites
 from edgekit.target import PendingExport, Target
@@ -151,6 +152,8 @@ def quantize(
     min_agreement: float | None = None,
     seed: int = 0,
     device: str = "auto",
+    trust_pickle: bool = False,
+    weights: str | None = None,
     progress: Progress = no_progress,
 ) -> Report:
     """Quantize a network without data, export it, run every artifact and write the result.
@@ -172,6 +175,8 @@ def quantize(
         min_agreement: fail below this agreement with the float network, percent.
         seed: seed of everything random.
         device: where calibration runs: ``auto``, ``cpu`` or ``cuda``.
+        trust_pickle: open also a file that runs code when it is opened.
+        weights: which of several sets of weights in the file.
         progress: called as the work advances.
 
     Returns:
@@ -191,7 +196,7 @@ def quantize(
     started = time.perf_counter()
     with AtomicDirectory(Path(out)) as directory:
         with stages.stage("load"):
-            loaded = _load(model, recipe, arch, inputs, preprocessing, task)
+            loaded = _load(model, recipe, arch, inputs, preprocessing, task, trust_pickle, weights)
             configuration = recipe or resolve_recipe(
                 loaded,
                 arch=arch,
@@ -242,16 +247,28 @@ def _load(
     inputs: Sequence[InputOption],
     preprocessing: Preprocessing | None,
     task: Task | None,
+    trust_pickle: bool,
+    weights: str | None,
 ) -> LoadedModel:
     if recipe is None:
-        return load(model, arch=arch, inputs=inputs, preprocessing=preprocessing, task=task)
+        return load(
+            model,
+            arch=arch,
+            inputs=inputs,
+            preprocessing=preprocessing,
+            task=task,
+            trust_pickle=trust_pickle,
+            weights=weights,
+        )
     options = [InputOption(s.name, s.shape, s.dtype, s.variable_axes) for s in recipe.inputs]
     loaded = load(
         model,
-        arch=recipe.arch,
+        arch=confirmed_arch(recipe.arch, arch),
         inputs=options,
         preprocessing=recipe.preprocessing,
         task=recipe.task,
+        trust_pickle=trust_pickle,
+        weights=weights,
     )
     if recipe.model_sha256 not in (None, loaded.sha256):
         note = "the recipe was made for another model file: the result's bytes will differ"
@@ -328,9 +345,9 @@ def write_neutral_files(template: ir.Model, quantized: QuantizedModel, directory
     """Write the float reference and the integer codes."""
     from safetensors.torch import save_file
 
-    from edgekit.exporters._qdq import realize_float
     from edgekit.simulate import code_names
 
+    realize_float = resolve(REFERENCES, "onnx", "reference format")
     reference = directory / "float" / "model.onnx"
     reference.parent.mkdir()
     ir.save(realize_float(template, quantized.sited), reference)

@@ -21,6 +21,9 @@ TARGETS: Mapping[str, str] = {
     "openvino": "edgekit.exporters.openvino:OpenVinoTarget",
     "tensorrt": "edgekit.exporters.tensorrt:TensorRtTarget",
 }
+REFERENCES: Mapping[str, str] = {
+    "onnx": "edgekit.exporters._qdq:realize_float",
+}
 RUNNERS: Mapping[str, str] = {
     "onnxruntime": "edgekit.runners.onnxruntime:OnnxRuntimeRunner",
     "openvino": "edgekit.runners.openvino:OpenVinoRunner",

@@ -13,8 +13,8 @@ from edgekit.environment import cpu_description, package_versions, peak_memory_b
 from edgekit.loading import LoadedModel
 from edgekit.lowering import LoweredModel
 from edgekit.manifest import FileEntry, Manifest, TargetEntry, write_manifest
-from edgekit.quantized import QuantizedModel
 from edgekit.quant.statistics import TensorStatistics
+from edgekit.quantized import QuantizedModel
 from edgekit.recipe import Recipe
 from edgekit.types import Artifact
 from edgekit.verify import MIN_MATCH, MIN_SQNR_DB, TargetVerification
@@ -141,9 +141,7 @@ def _tensors(quantized: QuantizedModel) -> dict[str, Any]:
 
 def _rule(stats: TensorStatistics) -> str:
     """Say what set the range of a tensor."""
-    if stats.prior is None or (
-        stats.minimum >= stats.prior[0] and stats.maximum <= stats.prior[1]
-    ):
+    if stats.prior is None or (stats.minimum >= stats.prior[0] and stats.maximum <= stats.prior[1]):
         return stats.rule
     return f"{stats.rule}, bounded by the normalization's stored parameters"
 

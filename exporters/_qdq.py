@@ -153,7 +153,8 @@ def _quantizer(writer: _Writer, site: ir.Node, source: ir.Value, qparams: QParam
     key = (source.name, qparams)
     if key in writer.pairs:
         return writer.pairs[key]
-    dtype = np.int8 if qparams.scheme.signed else np.uint8
+    dtype = np.dtype(np.int8 if qparams.scheme.signed else np.uint8)
+    stored = ir.TensorType(ir.DataType.from_numpy(dtype))
     name = f"{source.name}.q{len([k for k in writer.pairs if k[0] == source.name]) or ''}"
     scale = _initializer(writer.graph, f"{name}.scale", np.array(qparams.scale, np.float32))
     zero = _initializer(writer.graph, f"{name}.zero_point", np.array(qparams.zero_point, dtype))
@@ -162,7 +163,7 @@ def _quantizer(writer: _Writer, site: ir.Node, source: ir.Value, qparams: QParam
         "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}.dequantize"
     )
     quantize.outputs[0].name, dequantize.outputs[0].name = f"{name}.codes", f"{name}.values"
-    quantize.outputs[0].type, quantize.outputs[0].shape = ir.TensorType(zero.dtype), source.shape
+    quantize.outputs[0].type, quantize.outputs[0].shape = stored, source.shape
     dequantize.outputs[0].type, dequantize.outputs[0].shape = source.type, source.shape
     writer.graph.insert_before(site, [quantize, dequantize])
     writer.pairs[key] = dequantize.outputs[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -81,7 +83,8 @@ class OpenVinoTarget:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / "model.onnx"
-            ir.save(realize(template, lowered), source)
+            graph = realize(template, lowered)
+            ir.save(graph, source)
             try:
                 converted = openvino.convert_model(source)
             except RuntimeError as error:
@@ -89,6 +92,15 @@ class OpenVinoTarget:
                     f"OpenVINO rejects the graph: {str(error).strip().splitlines()[0]}",
                     "leave the target out with --targets, and report the network to edgekit",
                 ) from error
+            _number_nodes(converted, {node.name for node in graph.graph})
             openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
         files = (f"{self.name}/model.xml", f"{self.name}/model.bin")
         return Exported(Artifact(self.name, files[0], files))
+
+
+def _number_nodes(model: Any, ours: set[str | None]) -> None:
+    """Number the nodes that OpenVINO added; its own numbers go on counting within a process."""
+    for index, node in enumerate(model.get_ordered_ops()):
+        name = node.get_friendly_name()
+        if name not in ours and re.fullmatch(r"[A-Za-z]+_\d+", name):
+            node.set_friendly_name(f"{node.get_type_name()}_{index}")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -304,33 +303,6 @@ def test_quantized_tensors(trained: nn.Module) -> None:
     quantized = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     message = fails(trained.state_dict() | {"4.bias": quantized}).message
     assert "4.bias: expected plain numbers, got a quantized, sparse" in message
-
-
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net.model."])
-def test_prefix_gets_a_recipe_that_works(prefix: str, trained: nn.Module) -> None:
-    error = fails({f"{prefix}{name}": tensor for name, tensor in trained.state_dict().items()})
-    assert f"all names begin with '{prefix}'" in error.hint
-    run(error.hint.partition("with ")[2].partition("strip it, with ")[2])
-    assert load("weights.pt", arch=ARCH, inputs=[IMAGE]).source == "state_dict"
-
-
-def run(recipe: str) -> None:
-    """Do what a hint advises, literally, on weights.pt."""
-    shutil.copy("weights.pt", "training.pt")
-    exec(recipe.replace("FILE", "'training.pt'"), {"torch": torch})
-
-
-@pytest.mark.parametrize("key", ["state_dict", "model", "ema", "it's"])
-def test_training_checkpoint_gets_a_recipe_that_works(key: str, trained: nn.Module) -> None:
-    error = fails({"epoch": 3, key: trained.state_dict(), "optimizer": {"lr": 0.1}})
-    assert f"with its weights under {key!r}" in error.message
-    run(error.hint.partition(": ")[2])
-    assert load("weights.pt", arch=ARCH, inputs=[IMAGE]).source == "state_dict"
-
-
-def test_second_set_of_weights_is_named(trained: nn.Module) -> None:
-    state = trained.state_dict()
-    assert "under 'model' (also under 'ema')" in fails({"model": state, "ema": state}).message
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,12 @@ of initializers. Weights are skipped over, not copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from edgekit.errors import LoadError
 
@@ -16,7 +19,7 @@ from edgekit.errors import LoadError
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_DOMAIN = 1, 2, 3, 4, 7
-_TENSOR_DIMS, _TENSOR_DATA_TYPE, _TENSOR_NAME = 1, 2, 8
+_TENSOR_DIMS, _TENSOR_DATA_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 
 # Wire types of the protobuf encoding.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -54,23 +57,44 @@ def read_onnx_graph(path: Path) -> OnnxGraph:
     nodes: list[GraphNode] = []
     initializers: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    for number, value in _graph_fields(path):
+        if number == _GRAPH_NODE:
+            nodes.append(_read_node(value))
+        elif number == _GRAPH_INITIALIZER:
+            name, initializers[name], shapes[name], _ = _read_initializer(value)
+    if not nodes:
+        raise LoadError(f"'{path}' is not an ONNX file: it holds no graph node")
+    return OnnxGraph(tuple(nodes), initializers, shapes)
+
+
+def read_initializers(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Read FP32 initializers of an ONNX file; those absent or stored in another way are left out.
+
+    Raises:
+        LoadError: the file cannot be read or is not an ONNX model.
+    """
+    found = {}
+    for number, value in _graph_fields(path):
+        if number != _GRAPH_INITIALIZER:
+            continue
+        name, type_name, shape, raw = _read_initializer(value)
+        if name in names and type_name == "float32" and len(raw) == 4 * math.prod(shape):
+            found[name] = np.frombuffer(raw, "<f4").reshape(shape)
+    return found
+
+
+def _graph_fields(path: Path) -> Iterator[tuple[int, memoryview]]:
+    """Yield the fields of the main graph that have a length."""
     try:
         data = memoryview(path.read_bytes())
         for model_field, graph in _fields(data):
             if model_field != _MODEL_GRAPH or isinstance(graph, int):
                 continue
             for number, value in _fields(graph):
-                if isinstance(value, int):
-                    continue
-                if number == _GRAPH_NODE:
-                    nodes.append(_read_node(value))
-                elif number == _GRAPH_INITIALIZER:
-                    name, initializers[name], shapes[name] = _read_initializer(value)
+                if not isinstance(value, int):
+                    yield number, value
     except (OSError, ValueError, IndexError) as error:
         raise LoadError(f"'{path}' is not a readable ONNX file: {error}") from error
-    if not nodes:
-        raise LoadError(f"'{path}' is not an ONNX file: it holds no graph node")
-    return OnnxGraph(tuple(nodes), initializers, shapes)
 
 
 def _read_node(data: memoryview) -> GraphNode:
@@ -91,17 +115,21 @@ def _read_node(data: memoryview) -> GraphNode:
     )
 
 
-def _read_initializer(data: memoryview) -> tuple[str, str, tuple[int, ...]]:
-    name, type_name = "", "unknown"
+def _read_initializer(data: memoryview) -> tuple[str, str, tuple[int, ...], memoryview]:
+    """Return name, element type, shape and raw bytes, which are empty if stored in another way."""
+    name, type_name, raw = "", "unknown", data[:0]
     sizes: list[int] = []
     for number, value in _fields(data):
-        if number == _TENSOR_NAME and not isinstance(value, int):
-            name = _text(value)
-        elif number == _TENSOR_DATA_TYPE and isinstance(value, int):
-            type_name = _TYPE_NAMES.get(value, "unknown")
-        elif number == _TENSOR_DIMS:
+        if number == _TENSOR_DIMS:
             sizes += [value] if isinstance(value, int) else _packed(value)
-    return name, type_name, tuple(sizes)
+        elif isinstance(value, int):
+            if number == _TENSOR_DATA_TYPE:
+                type_name = _TYPE_NAMES.get(value, "unknown")
+        elif number == _TENSOR_NAME:
+            name = _text(value)
+        elif number == _TENSOR_RAW:
+            raw = value
+    return name, type_name, tuple(sizes), raw
 
 
 def _packed(data: memoryview) -> list[int]:

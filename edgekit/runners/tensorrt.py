@@ -72,14 +72,14 @@ class TensorRtRunner:
 
     @staticmethod
     def describe() -> dict[str, Any]:
-        """Return the versions of the TensorRT packages; the GPU is :mod:`edgekit.runners.gpus`'.
+        """Return the versions of the TensorRT packages; its devices are the machine's GPUs.
 
         Raises:
             MissingDependencyError: neither is installed.
         """
         here = [package for package in _PACKAGES if find_spec(package) is not None]
         modules = [require(name, extra=_PACKAGES[name]) for name in here or list(_PACKAGES)]
-        return {"versions": {m.__name__: str(m.__version__) for m in modules}, "devices": []}
+        return {"versions": {m.__name__: str(m.__version__) for m in modules}, "devices": None}
 
     def __enter__(self) -> TensorRtRunner:
         self._device = CudaDevice()

@@ -37,6 +37,8 @@ class ArtifactRunner(Runner, Protocol):
     def describe() -> dict[str, Any]:
         """Import the runtime and return its ``versions``, and the ``devices`` that it sees.
 
+        ``devices`` is ``None`` for a runtime of NVIDIA GPUs, which the driver lists.
+
         Raises:
             MissingDependencyError: it is not installed.
         """
