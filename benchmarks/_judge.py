@@ -71,7 +71,9 @@ def scores(result: Mapping[str, Any]) -> dict[str, Score]:
     for key, lane in lanes.items():
         top1 = _percent_equal(lane["predicted"], labels)
         agreement = _percent_equal(lane["predicted"], reference)
-        found[key] = Score(top1, float_top1 - top1, agreement, len(labels), lane["convolutions"])
+        found[key] = Score(
+            top1, round(float_top1 - top1, 4), agreement, len(labels), lane["convolutions"]
+        )
     return found
 
 
@@ -282,7 +284,7 @@ class _Table:
 
 
 def _percent_equal(left: list[int], right: list[int]) -> float:
-    return 100.0 * sum(a == b for a, b in zip(left, right, strict=True)) / len(right)
+    return round(100.0 * sum(a == b for a, b in zip(left, right, strict=True)) / len(right), 4)
 
 
 def _short_reason(said: str) -> str:

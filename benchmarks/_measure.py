@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from benchmarks._artifacts import ARTIFACTS, Artifact
-from benchmarks._cases import Case
+from benchmarks._cases import ROOT, Case
 from benchmarks._interleaved import Lane, measure_lanes
 from benchmarks._process import StepError, run_measured, run_step
 
@@ -106,8 +106,12 @@ class Measurement:
         try:
             return work()
         except StepError as error:
-            self._failures[name] = str(error)
-            self._say(f"  failed: {error}")
+            # Recorded results must not name folders of this machine.
+            message = str(error)
+            for folder in (self._folder, self._plan.data, ROOT):
+                message = message.replace(str(folder), folder.name)
+            self._failures[name] = message
+            self._say(f"  failed: {message}")
             return None
         finally:
             self._seconds[name] = round(perf_counter() - started, 2)

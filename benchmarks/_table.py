@@ -67,6 +67,12 @@ def print_scores(case: Case, plan: Plan, scores: Mapping[str, Score]) -> None:
     _print_columns(lines)
 
 
+def print_failures(case: Case, failures: Mapping[str, str]) -> None:
+    """Print the parts of a network's run that failed."""
+    for part, message in failures.items():
+        print(f"  FAILED, {case.name}, {part}: {message}")
+
+
 def print_rows(rows: Sequence[Row]) -> None:
     """Print the table; verdicts in parentheses do not count."""
     for network in dict.fromkeys(row.network for row in rows):

@@ -24,7 +24,7 @@ from benchmarks._emulation import EmulationError, emulated, run_below_mask
 from benchmarks._judge import FAIL, MISSING, judge, judge_help, ratios, scores
 from benchmarks._measure import Measurement, Plan, edgekit_command
 from benchmarks._process import StepError, best_seconds
-from benchmarks._table import print_conditions, print_rows, print_scores
+from benchmarks._table import print_conditions, print_failures, print_rows, print_scores
 
 _HELP_RUNS = 5
 _SCHEMA = 1
@@ -93,6 +93,7 @@ def _run(options: argparse.Namespace, names: Sequence[str], data: Path) -> int:
     print_conditions(where)
     for name in names:
         print_scores(CASES[name], plan, scores(results[name]))
+        print_failures(CASES[name], results[name]["failures"])
     print_rows(rows)
     if options.json is not None:
         document = {

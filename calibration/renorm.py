@@ -101,11 +101,14 @@ def _one_position(node: fx.Node, args: tuple[object, ...], generator: torch.Gene
 
 def _batch_mode(node: fx.Node, args: tuple[object, ...]) -> Tensor:
     """Normalise by the batch's own statistics; the stored ones stay untouched."""
-    x, gamma, beta, _, stored = args[:5]
+    x, gamma, beta, center, stored = args[:5]
     eps = argument(node, 7, "eps", 1e-5)
     assert isinstance(x, Tensor) and isinstance(eps, float)
     weight = gamma if isinstance(gamma, Tensor) else None
     bias = beta if isinstance(beta, Tensor) else None
+    if x.numel() == x.shape[1] and isinstance(center, Tensor) and isinstance(stored, Tensor):
+        # one value for each channel has no spread: normalised by itself it would always be beta
+        return torch.batch_norm(x, weight, bias, center, stored, False, 0.0, eps, False)
     normal, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
     if not isinstance(stored, Tensor):
         return normal

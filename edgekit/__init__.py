@@ -12,8 +12,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgekit.bench import bench as bench
     from edgekit.capture import capture as capture
+    from edgekit.doctor import doctor as doctor
     from edgekit.evaluate import evaluate as evaluate
+    from edgekit.inspect_model import inspect_model as inspect_model
+    from edgekit.inspect_result import inspect_result as inspect_result
     from edgekit.loading import load as load
     from edgekit.pipeline import export as export
     from edgekit.pipeline import quantize as quantize
@@ -24,9 +28,13 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it.
 _EXPORTS = {
+    "bench": "edgekit.bench",
     "capture": "edgekit.capture",
+    "doctor": "edgekit.doctor",
     "evaluate": "edgekit.evaluate",
     "export": "edgekit.pipeline",
+    "inspect_model": "edgekit.inspect_model",
+    "inspect_result": "edgekit.inspect_result",
     "load": "edgekit.loading",
     "open_artifact": "edgekit.runners",
     "quantize": "edgekit.pipeline",
@@ -35,9 +43,13 @@ _EXPORTS = {
 
 __all__ = [
     "__version__",
+    "bench",
     "capture",
+    "doctor",
     "evaluate",
     "export",
+    "inspect_model",
+    "inspect_result",
     "load",
     "open_artifact",
     "quantize",

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit import tables
+from edgekit import machine_tables, tables
 from edgekit.boundary import Boundary, write_json
 from edgekit.console import working, write
 from edgekit.errors import ConfigError, require
@@ -175,6 +175,103 @@ def evaluate(
         write(tables.evaluation(document))
 
 
+@app.command()
+def bench(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="DIR|FILE...", help="Results, .onnx, .xml or .plan.")
+    ],
+    targets: TargetNames = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME:SHAPE", help="Where a file leaves sizes open."),
+    ] = None,
+    blocks: Annotated[int, typer.Option(min=2, metavar="N", help="Blocks of each artifact.")] = 7,
+    seconds: Annotated[float, typer.Option(metavar="S", help="Length of a block.")] = 0.5,
+    warmup: Annotated[float, typer.Option(min=0, metavar="S", help="Before each block.")] = 0.3,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="[default: each runtime's own choice]")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Samples in an inference.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Time float against INT8 on this machine, and say why INT8 is not faster."""
+    with working("bench") as progress:
+        from edgekit import bench as run_bench
+
+        report = run_bench(
+            paths,
+            targets=_names(targets),
+            shapes=_shapes(inputs or ()),
+            blocks=blocks,
+            block_seconds=seconds,
+            warmup_seconds=warmup,
+            threads=threads,
+            batch=batch,
+            progress=progress,
+        )
+    document = report.to_dict()
+    if as_json:
+        write_json(document)
+    else:
+        write(machine_tables.bench(document))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can do with INT8 and INT4, and what to install."""
+    with working("doctor"):
+        from edgekit import doctor as examine
+
+        document = examine().to_dict()
+    if as_json:
+        write_json(document)
+    else:
+        write(machine_tables.doctor(document))
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="MODEL|DIR", help="Weights, or a result.")],
+    arch: Annotated[
+        str | None, typer.Option(metavar="A", help="zoo:NAME or 'module:factory(width=0.75)'.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="SHAPE", help="[NAME:]1x3x224x224[:DTYPE]; repeatable."),
+    ] = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(metavar="P", help="As in mean=0.5,std=0.5,resize=256,crop=224."),
+    ] = None,
+    task: Annotated[Task | None, typer.Option(help="What the first output means.")] = None,
+    cpu: Annotated[Cpu, typer.Option(help="CPU to be exact on.")] = Cpu.AVX2,
+    as_json: AsJson = False,
+) -> None:
+    """Show the layers of a network or of a result, and what runs in INT8."""
+    with working("inspect"):
+        if model.is_dir():
+            from edgekit.inspect_result import inspect_result
+
+            document, show = inspect_result(model).to_dict(), machine_tables.result_inspection
+        else:
+            require("torch", extra="torch")
+            from edgekit.inspect_model import inspect_model
+
+            seen = inspect_model(
+                model,
+                arch=arch,
+                inputs=[parse_input(text) for text in inputs or ()],
+                preprocessing=None if preprocessing is None else parse_preprocessing(preprocessing),
+                task=task,
+                cpu=cpu,
+            )
+            document, show = seen.to_dict(), machine_tables.model_inspection
+    if as_json:
+        write_json(document)
+    else:
+        write(show(document))
+
+
 @zoo_app.command("list")
 def zoo_list(as_json: AsJson = False) -> None:
     """List the networks."""
@@ -209,6 +306,18 @@ def zoo_save(
 
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for option in map(parse_input, texts):
+        if option.name is None:
+            raise ConfigError(
+                f"--input {'x'.join(map(str, option.shape))}: which input is it?",
+                "write its name before it, as in --input image:1x3x224x224",
+            )
+        shapes[option.name] = option.shape
+    return shapes
 
 
 def _refuse_what_the_recipe_fixes(context: typer.Context) -> None:

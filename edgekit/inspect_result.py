@@ -123,12 +123,25 @@ def _layers(
     reference = directory / manifest.reference
     nodes = {node.name: node for node in read_onnx_graph(reference).nodes}
     weights = read_initializers(reference, [f"{name}.weight" for name in codes])
+    known = {**report["tensors"], **_input_tensors(manifest)}
     order = {name: position for position, name in enumerate(nodes)}
     names = sorted(codes, key=lambda name: order.get(name, len(order)))
     return tuple(
-        _layer(name, codes[name], weights.get(f"{name}.weight"), nodes.get(name), report)
+        _layer(name, codes[name], weights.get(f"{name}.weight"), nodes.get(name), known, report)
         for name in names
     )
+
+
+def _input_tensors(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """Return the ranges of image inputs, which the report lists under the graph's own names."""
+    plain = manifest.preprocessing
+    if plain is None:
+        return {}
+    pairs = list(zip(plain.mean * 3, plain.std * 3, strict=False))  # one value or three
+    low = min((0 - mean) / std for mean, std in pairs)
+    high = max((1.0 * plain.range - mean) / std for mean, std in pairs)
+    images = [s for s in manifest.inputs if len(s.shape) == 4 and s.dtype == "float32"]
+    return {spec.name: {"minimum": low, "maximum": high} for spec in images}
 
 
 def _layer(
@@ -136,10 +149,10 @@ def _layer(
     codes: tuple[np.ndarray, np.ndarray],
     weight: np.ndarray | None,
     node: GraphNode | None,
+    tensors: Mapping[str, Any],
     report: Mapping[str, Any],
 ) -> LayerRecord:
-    tensors = report["tensors"]
-    read, written = (None, None) if node is None else (node.inputs[0], node.outputs[0])
+    read, written = ("", "") if node is None else (node.inputs[0], node.outputs[0])
     targets = {t: entry for t, entry in report["targets"].items() if entry["status"] == "ok"}
     repairs = {t: entry["saturation"].get("layers", {}) for t, entry in targets.items()}
     reasons = {t: entry["float_layers"] for t, entry in targets.items()}
@@ -168,7 +181,7 @@ def _precision(name: str, target: Mapping[str, Any]) -> str:
 
 
 def _sqnr_db(weight: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> float | None:
-    """Return the SQNR of rounded weights; ``None`` where their layout differs or nothing is lost."""
+    """Return the SQNR of rounded weights; ``None`` if nothing is lost or the layouts differ."""
     if weight.shape != codes.shape:
         return None
     # Output channels are axis 0, in transposed convolutions axis 1; the scale tells which fits.

@@ -17,7 +17,7 @@ from edgekit.architecture import confirmed_arch
 from edgekit.calibrate import calibration_source, check_statistics, resolve_calibration
 from edgekit.capture import CapturedModel, capture
 from edgekit.environment import usable_cores
-from edgekit.errors import ConfigError, ExportError, VerificationError
+from edgekit.errors import ConfigError, ExportError, UnsupportedError, VerificationError
 from edgekit.loading import LoadedModel, load
 from edgekit.lowering import LoweredModel
 from edgekit.options import InputOption
@@ -321,7 +321,7 @@ def _export_all(
                 try:
                     pending[name] = target.export(template, lowered[name], directory)
                     stack.callback(pending[name].close)
-                except ExportError as error:
+                except (ExportError, UnsupportedError) as error:
                     failures[name] = error.message
             artifacts = _wait(pending, failures, recipe.targets)
         write_neutral_files(template, quantized, directory)
@@ -336,7 +336,7 @@ def _wait(
         if name in pending:
             try:
                 artifacts.append(pending[name].wait())
-            except ExportError as error:
+            except (ExportError, UnsupportedError) as error:
                 failures[name] = error.message
     return artifacts
 
@@ -390,7 +390,7 @@ def _verify_all(
     directory: Path,
     inner: Progress,
 ) -> list[TargetVerification]:
-    inputs: VerificationInputs = verification_inputs(quantized.sited.model, recipe.seed)
+    inputs: VerificationInputs = verification_inputs(captured, recipe.seed)
     done: list[str] = []
 
     def on_target(name: str) -> None:

@@ -34,16 +34,16 @@ def quantization(document: Mapping[str, Any], out: Path) -> str:
     notes += [*document["model"]["notes"], *document["calibration"]["notes"]]
     notes += [f"{name}: {note}" for name, target in targets.items() for note in _notes(target)]
     seconds = document["seconds"]["total"]
-    return _render(heads, rows, [*notes, f"written to {out} in {seconds:.0f} s"])
+    return render(heads, rows, [*notes, f"written to {out} in {seconds:.0f} s"])
 
 
 def _row(name: str, target: Mapping[str, Any], float_bytes: int) -> tuple[str, ...]:
     size, layers = target.get("size_bytes"), target.get("weighted_layers")
     return (
         name,
-        "-" if size is None else f"{_size(size)} ({100 * size / float_bytes:.0f} %)",
+        "-" if size is None else f"{human_size(size)} ({100 * size / float_bytes:.0f} %)",
         f"{target['integer_layers']} of {layers}" if layers else "-",
-        _percent(target.get("agreement")),
+        percent(target.get("agreement")),
         _decibel(target),
         _status(target),
     )
@@ -80,15 +80,15 @@ def evaluation(document: Mapping[str, Any]) -> str:
         document: what ``--json`` prints.
     """
     heads = ("target", "top-1", "agreement with float", "images", "status")
-    rows = [("float", _percent(document["float"]["top1"]), "-", "-", "reference")]
+    rows = [("float", percent(document["float"]["top1"]), "-", "-", "reference")]
     notes = []
     for name, score in document["targets"].items():
         status = "executed" if score["executed"] else "simulated" if score["n"] else "not run"
-        agreement = _percent(score["agreement"])
-        rows.append((name, _percent(score["top1"]), agreement, str(score["n"]), status))
+        agreement = percent(score["agreement"])
+        rows.append((name, percent(score["top1"]), agreement, str(score["n"]), status))
         if score["reason"] is not None:
             notes.append(f"{name}: {score['reason']}")
-    return _render(heads, rows, notes)
+    return render(heads, rows, notes)
 
 
 def models(documents: Sequence[Mapping[str, Any]]) -> str:
@@ -108,7 +108,7 @@ def models(documents: Sequence[Mapping[str, Any]]) -> str:
         )
         for model in documents
     ]
-    return _render(heads, rows, ())
+    return render(heads, rows, ())
 
 
 class _Draft(io.TextIOWrapper):
@@ -126,8 +126,8 @@ class _Draft(io.TextIOWrapper):
         return self._bytes.getvalue().decode(self.encoding)
 
 
-def _render(heads: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[str]) -> str:
-    """Render with the width, colours and characters that standard output can show."""
+def render(heads: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[str]) -> str:
+    """Return a table and lines below it, as wide and in the characters that the output shows."""
     from rich.console import Console
 
     draft = _Draft()
@@ -160,7 +160,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _size(size_bytes: int) -> str:
+def human_size(size_bytes: int) -> str:
+    """Return a size for people."""
     if size_bytes >= _MEGABYTE:
         return f"{size_bytes / _MEGABYTE:.2f} MB"
     return f"{size_bytes / 1e3:.1f} kB"
@@ -174,5 +175,6 @@ def _decibel(target: Mapping[str, Any]) -> str:
     return "infinite" if ran and target["passed"] else "-"  # JSON has no infinity
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a percentage for people; ``-`` for none."""
     return "-" if value is None else f"{value:.1f} %"

@@ -55,7 +55,8 @@ def bench(
     """
     settings = Settings(blocks, block_seconds, warmup_seconds, threads, batch)
     _check(settings)
-    lanes, skipped = plan_lanes([Path(path) for path in paths], targets, shapes or {})
+    lanes = plan_lanes([Path(path) for path in paths], targets, shapes or {})
+    skipped: dict[str, str] = {}
     machine = conditions()
     rounds = []
     measured: dict[str, list[Block]] = {lane.name: [] for lane in lanes}

@@ -42,8 +42,8 @@ def plan_lanes(
     paths: Sequence[Path],
     targets: Sequence[str] | None,
     shapes: Mapping[str, tuple[int, ...]],
-) -> tuple[list[Lane], dict[str, str]]:
-    """Return the lanes, and by name what cannot become one, with the reason.
+) -> list[Lane]:
+    """Return what is to be timed.
 
     The lanes that are compared stand side by side, so that they run one right after the other.
 
@@ -61,15 +61,14 @@ def plan_lanes(
     for name in targets or ():
         resolve(RUNNERS, name, "target")
     lanes: list[Lane] = []
-    skipped: dict[str, str] = {}
     for path, label in zip(paths, _labels(paths), strict=True):
         if path.is_dir():
-            lanes += _of_result(path, label, targets, shapes, skipped)
+            lanes += _of_result(path, label, targets, shapes)
         elif path.exists():
             lanes += _of_file(path, label, targets, shapes)
         else:
             raise LoadError(f"'{path}' does not exist")
-    return _with_baselines(lanes), skipped
+    return _with_baselines(lanes)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -89,7 +88,6 @@ def _of_result(
     label: str,
     targets: Sequence[str] | None,
     shapes: Mapping[str, tuple[int, ...]],
-    skipped: dict[str, str],
 ) -> list[Lane]:
     manifest = read_manifest(path)
     entries = [manifest.target(name) for name in targets] if targets else list(manifest.targets)
@@ -108,7 +106,6 @@ def _of_result(
         )
         reference = _reference(path, manifest, integer)
         if reference is None:
-            skipped[f"{label}{entry.name} {FLOAT}"] = f"{entry.name} does not run the float file"
             lanes.append(integer)
         else:
             name = f"{label}{entry.name} {FLOAT}"

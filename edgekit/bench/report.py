@@ -13,7 +13,7 @@ from edgekit.bench.intervals import (
     median_over_blocks,
     ratio_over_blocks,
 )
-from edgekit.bench.lanes import Lane
+from edgekit.bench.lanes import INTEGER, Lane
 from edgekit.runners.timing import Block
 
 SCHEMA_VERSION = 1
@@ -156,7 +156,13 @@ class BenchReport:
     @property
     def notes(self) -> tuple[str, ...]:
         """What limits the figures."""
-        notes = [f"{name}: {reason}" for name, reason in self.skipped.items()]
+        notes = [f"{name}: not timed: {reason}" for name, reason in self.skipped.items()]
+        compared = {comparison.lane for comparison in self.comparisons}
+        notes += [
+            f"{name}: nothing to compare with, the float network does not run in this runtime here"
+            for name in (r.lane.name for r in self.lanes if r.lane.precision == INTEGER)
+            if name not in compared
+        ]
         cores = int(self.conditions["cpu"]["cores"])
         loads = [r["load_average"] for r in self.rounds if r["load_average"] is not None]
         if loads and min(loads) > cores:

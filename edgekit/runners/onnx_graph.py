@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,11 +58,12 @@ def read_onnx_graph(path: Path) -> OnnxGraph:
     nodes: list[GraphNode] = []
     initializers: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for number, value in _graph_fields(path):
-        if number == _GRAPH_NODE:
-            nodes.append(_read_node(value))
-        elif number == _GRAPH_INITIALIZER:
-            name, initializers[name], shapes[name], _ = _read_initializer(value)
+    with _readable(path):
+        for number, value in _graph_fields(path):
+            if number == _GRAPH_NODE:
+                nodes.append(_read_node(value))
+            elif number == _GRAPH_INITIALIZER:
+                name, initializers[name], shapes[name], _ = _read_initializer(value)
     if not nodes:
         raise LoadError(f"'{path}' is not an ONNX file: it holds no graph node")
     return OnnxGraph(tuple(nodes), initializers, shapes)
@@ -74,27 +76,32 @@ def read_initializers(path: Path, names: Collection[str]) -> dict[str, np.ndarra
         LoadError: the file cannot be read or is not an ONNX model.
     """
     found = {}
-    for number, value in _graph_fields(path):
-        if number != _GRAPH_INITIALIZER:
-            continue
-        name, type_name, shape, raw = _read_initializer(value)
-        if name in names and type_name == "float32" and len(raw) == 4 * math.prod(shape):
-            found[name] = np.frombuffer(raw, "<f4").reshape(shape)
+    with _readable(path):
+        for number, value in _graph_fields(path):
+            if number != _GRAPH_INITIALIZER:
+                continue
+            name, type_name, shape, raw = _read_initializer(value)
+            if name in names and type_name == "float32" and len(raw) == 4 * math.prod(shape):
+                found[name] = np.frombuffer(raw, "<f4").reshape(shape)
     return found
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, IndexError) as error:
+        raise LoadError(f"'{path}' is not a readable ONNX file: {error}") from error
 
 
 def _graph_fields(path: Path) -> Iterator[tuple[int, memoryview]]:
     """Yield the fields of the main graph that have a length."""
-    try:
-        data = memoryview(path.read_bytes())
-        for model_field, graph in _fields(data):
-            if model_field != _MODEL_GRAPH or isinstance(graph, int):
-                continue
-            for number, value in _fields(graph):
-                if not isinstance(value, int):
-                    yield number, value
-    except (OSError, ValueError, IndexError) as error:
-        raise LoadError(f"'{path}' is not a readable ONNX file: {error}") from error
+    for model_field, graph in _fields(memoryview(path.read_bytes())):
+        if model_field != _MODEL_GRAPH or isinstance(graph, int):
+            continue
+        for number, value in _fields(graph):
+            if not isinstance(value, int):
+                yield number, value
 
 
 def _read_node(data: memoryview) -> GraphNode:
