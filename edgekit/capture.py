@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from edgekit.errors import CaptureError
-from edgekit.graph import argument, store
+from edgekit.graph import argument, op_name, store
 from edgekit.types import InputSpec, OutputSpec, Preprocessing, Task
 
 log = logging.getLogger(__name__)
@@ -221,6 +221,7 @@ def _flat_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     _restore_batch_norm(graph)
     _functionalize(graph)
     _split_means(graph)
+    _count_inside(graph)
     graph.eliminate_dead_code()
     graph_module.recompile()
     for name, parameter in list(graph_module.named_parameters(remove_duplicate=False)):
@@ -268,6 +269,26 @@ def _restore_batch_norm(graph: fx.Graph) -> None:
             item.replace_all_uses_with(norm)
             graph.erase_node(item)
         graph.erase_node(node)
+
+
+def _count_inside(graph: fx.Graph) -> None:
+    """Let average pools without padding count no padding.
+
+    The default counts it, which is the same as long as there is none. But with ``ceil_mode``, where
+    windows reach beyond the edge, integer kernels then divide by cells that torch leaves out.
+    """
+    for node in graph.nodes:
+        if not op_name(node).startswith("avg_pool"):
+            continue
+        padding = argument(node, 3, "padding", 0)
+        if any(padding if isinstance(padding, (list, tuple)) else [padding]):
+            continue
+        names = ("stride", "padding", "ceil_mode")
+        given = (argument(node, place, name) for place, name in enumerate(names, start=2))
+        stride, _, ceil = given
+        divisor = argument(node, 6, "divisor_override")
+        node.args = (*node.args[:2], stride or node.args[1], padding, bool(ceil), False)
+        node.kwargs = {} if divisor is None else {"divisor_override": divisor}
 
 
 def _split_means(graph: fx.Graph) -> None:

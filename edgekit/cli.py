@@ -23,7 +23,6 @@ from edgekit.options import parse_input, parse_preprocessing
 from edgekit.types import Cpu, Effort, Task
 
 _FIXED_BY_RECIPE = {
-    "arch": "--arch",
     "inputs": "--input",
     "preprocessing": "--preprocessing",
     "task": "--task",
@@ -42,6 +41,12 @@ app.add_typer(zoo_app, name="zoo")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, not a table.")]
 ResultDir = Annotated[Path, typer.Argument(metavar="DIR", help="What 'edgekit quantize' wrote.")]
+WhichWeights = Annotated[
+    str | None, typer.Option("--weights", metavar="KEY", help="Set of weights in MODEL, as in ema.")
+]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Run the code in MODEL where opening it needs that.")
+]
 TargetNames = Annotated[
     str | None, typer.Option("--targets", metavar="A,B", help="Of onnxruntime,openvino,tensorrt.")
 ]
@@ -108,6 +113,8 @@ def quantize(
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda", help="Where calibration runs.")
     ] = "auto",
+    weights: WhichWeights = None,
+    trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantize MODEL and write one checked artifact for each target."""
@@ -136,6 +143,8 @@ def quantize(
             min_agreement=min_agreement,
             seed=seed,
             device=device,
+            trust_pickle=trust_pickle,
+            weights=weights,
             progress=context.obj.settling(progress),
         )
     document = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -245,6 +254,8 @@ def inspect(
     ] = None,
     task: Annotated[Task | None, typer.Option(help="What the first output means.")] = None,
     cpu: Annotated[Cpu, typer.Option(help="CPU to be exact on.")] = Cpu.AVX2,
+    weights: WhichWeights = None,
+    trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the layers of a network or of a result, and what runs in INT8."""
@@ -264,6 +275,8 @@ def inspect(
                 preprocessing=None if preprocessing is None else parse_preprocessing(preprocessing),
                 task=task,
                 cpu=cpu,
+                trust_pickle=trust_pickle,
+                weights=weights,
             )
             document, show = seen.to_dict(), machine_tables.model_inspection
     if as_json:
@@ -329,8 +342,8 @@ def _refuse_what_the_recipe_fixes(context: typer.Context) -> None:
     if given:
         raise ConfigError(
             f"--recipe fixes {', '.join(given)} already",
-            "beside --recipe only --out, --min-agreement, --device and --json may be given; "
-            "to change more, edit a copy of the recipe",
+            "beside --recipe only --arch, --weights, --trust-pickle, --out, --min-agreement, "
+            "--device and --json may be given; to change more, edit a copy of the recipe",
         )
 
 

@@ -252,7 +252,14 @@ def read_manifest(directory: Path) -> Manifest:
         if not isinstance(data, dict):
             raise ConfigError(f"expected an object, got {type(data).__name__}")
         return Manifest.from_dict(data)
-    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        ConfigError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         hint = error.hint if isinstance(error, ConfigError) else ""
         raise LoadError(
             f"'{path}' is not a valid manifest: {error}", hint or "quantize the model again"

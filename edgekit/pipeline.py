@@ -215,7 +215,7 @@ def quantize(
             )
             with stages.stage("verify") as inner:
                 checked = _verify_all(
-                    captured, quantized, lowered, artifacts, configuration, directory.path, inner
+                    captured, lowered, artifacts, configuration, directory.path, inner
                 )
         failures.update({r.target: str(r.reason) for r in checked if not r.passed})
         report = Report.build(
@@ -315,9 +315,10 @@ def _export_all(
             pending: dict[str, PendingExport] = {}
             for name in sorted(recipe.targets, key=lambda n: _target(n).executed):
                 target = _target(name)  # engines first: they build while the others are written
-                lowered[name] = lower(
-                    quantized, target.profile(recipe.cpu), target.unsupported(quantized.sited)
-                )
+                with _threads(1):  # small operators: threads would wait for one another
+                    lowered[name] = lower(
+                        quantized, target.profile(recipe.cpu), target.unsupported(quantized.sited)
+                    )
                 try:
                     pending[name] = target.export(template, lowered[name], directory)
                     stack.callback(pending[name].close)
@@ -383,7 +384,6 @@ def export(
 
 def _verify_all(
     captured: CapturedModel,
-    quantized: QuantizedModel,
     lowered: Mapping[str, LoweredModel],
     artifacts: Sequence[Artifact],
     recipe: Recipe,

@@ -109,7 +109,7 @@ def read_recipe(path: Path) -> Recipe:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(
             f"'{path}' cannot be read as a recipe: {error}",
             "give the recipe.json of an earlier result",

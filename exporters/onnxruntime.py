@@ -51,9 +51,9 @@ class OnnxRuntimeTarget:
 
         Activations are unsigned: on x86 the signed form costs an extra pass, and ARM kernels take
         either. Every tensor between integer operators is quantized, and a clamp disappears in the
-        range behind it. There is no
-        integer kernel for transposed convolutions, but between quantizers ONNX Runtime rounds
-        their weights to INT8 by itself, with one scale for all channels: ours have one for each.
+        range behind it. There is no integer kernel for transposed convolutions, but between
+        quantizers ONNX Runtime rounds their weights to INT8 by itself, with one scale for all
+        channels: ours have one for each.
         """
         return LoweringProfile(
             target=self.name,

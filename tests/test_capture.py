@@ -304,3 +304,26 @@ def test_example_inputs_have_the_declared_shapes_and_types() -> None:
     assert [str(x.dtype) for x in made] == [f"torch.{spec.dtype}" for spec in specs]
     assert float(made[0].std()) > 0.5
     assert all(not x.any() for x in example_inputs(specs, 2))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(2),
+        nn.AvgPool2d(3, 2, ceil_mode=True),
+        nn.AvgPool2d(3, 2, padding=1),
+        nn.AvgPool2d(3, 2, padding=1, ceil_mode=True),
+        nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+        nn.AvgPool2d((3, 2), divisor_override=5),
+        nn.AvgPool1d(3, ceil_mode=True),
+        nn.AvgPool3d(2, ceil_mode=True),
+    ],
+    ids=str,
+)
+def test_average_pools_without_padding_count_none(pool: nn.Module) -> None:
+    shape = {nn.AvgPool1d: (3, 10), nn.AvgPool3d: (3, 5, 5, 5)}.get(type(pool), (3, 12, 11))
+    model = capture(pool, [InputSpec("x", (1, *shape))])
+    assert_equals_module(model, pool, 2)
+    (node,) = (n for n in model.graph.graph.nodes if n.op == "call_function")
+    padded = pool.padding not in (0, (0,))
+    assert padded or node.args[5] is False

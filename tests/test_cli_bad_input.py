@@ -131,10 +131,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "two models": (("other.pt", *SHAPE), "other.pt"),
     "recipe missing": (("--recipe", "nowhere.json"), "'nowhere.json' cannot be read as a recipe"),
     "recipe is the model": (("--recipe", "tiny.pt"), "'tiny.pt' cannot be read as a recipe"),
-    "recipe and arch": (("--recipe", "r.json", "--arch", "a:b"), "--recipe fixes --arch already"),
+    "recipe and seed": (("--recipe", "r.json", "--seed", "0"), "--recipe fixes --seed already"),
     "recipe and all": (
         ("--recipe", "r.json", *SHAPE, "--targets", "tensorrt", "--seed", "0", "--cpu", "avx2"),
-        "--recipe fixes --arch, --input, --targets, --cpu, --seed already",
+        "--recipe fixes --input, --targets, --cpu, --seed already",
     ),
     "recipe and the rest": (
         (

@@ -31,9 +31,7 @@ def test_nothing_runs_and_the_file_is_refused(case: Case, tmp_path: Path) -> Non
     assert outcome.error["hint"].isprintable()
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.proof], ids=lambda case: case.name
-)
+@pytest.mark.parametrize("case", [case for case in CASES if case.proof], ids=lambda case: case.name)
 @pytest.mark.filterwarnings("ignore")
 def test_the_file_is_dangerous(case: Case, tmp_path: Path) -> None:
     # Without this, a payload that does nothing would pass the test above.

@@ -126,43 +126,42 @@ def _check_code(source: bytes, place: str, where: str) -> None:
 
 
 def _objections(tree: ast.Module) -> Iterator[str]:
-    """Say what in the code could run when it is opened, or do more than compute."""
+    """Say what in the code could run when it is opened, or do more than compute.
+
+    Names are refused wherever they stand, since the language can give functions other names.
+    """
+    parents = {
+        id(node.value): node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name in ("__setstate__", "__getstate__"):
             yield "restores a state of its own when it is opened, as packed weights do"
-        elif isinstance(node, ast.Call):
-            yield from _objections_to_call(node)
-        elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("__torch__.torch.cl"):
-            yield f"uses the custom class {ast.unparse(node)}"
-        else:
-            names = [name for name in _attribute_names(node) if not _ATTRIBUTE.fullmatch(name)]
-            if names:
-                yield f"has an attribute named '{names[0]}'"
-
-
-def _objections_to_call(call: ast.Call) -> Iterator[str]:
-    name = ast.unparse(call.func)
-    library, _, operator = name.rpartition(".")
-    if library.partition(".")[0] in ("torch", "ops") and operator in OPERATORS_ON_FILES:
-        yield f"calls {name}, which opens files"
-    if library.startswith("ops.") and library.removeprefix("ops.") not in _LIBRARIES:
-        yield f"calls {name} of another library"
-    if name in _REMOTE_CALLS:
-        yield f"calls {name}"
-    if name == "getattr" and len(call.args) == 2:
-        text = call.args[1]
-        if not (isinstance(text, ast.Constant) and _ATTRIBUTE.fullmatch(str(text.value))):
-            yield f"has an attribute named {ast.unparse(text)}"
+        elif isinstance(node, ast.Name):
+            library = parents.get(id(node))
+            if node.id in _REMOTE_CALLS or (node.id == "ops" and library not in _LIBRARIES):
+                yield f"uses {node.id}.{library or ''} of another library"
+        elif isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            if node.attr in OPERATORS_ON_FILES:
+                yield f"uses {name}, which opens files"
+            if name == "__torch__.torch.classes":
+                yield "uses custom classes"
+        for text in _attribute_names(node):
+            if not _ATTRIBUTE.fullmatch(text) or text in OPERATORS_ON_FILES:
+                yield f"has an attribute named '{text}'"
 
 
 def _attribute_names(node: ast.AST) -> Iterator[str]:
-    """Yield the attributes that a class declares as text, such as ``__annotations__["0"]``."""
+    """Yield the attributes that the code names as text, such as ``__annotations__["0"]``."""
     if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "__annotations__":
         yield from _texts(node.slice)
     elif isinstance(node, ast.Assign):
         targets = {ast.unparse(target) for target in node.targets}
         if targets & {"__parameters__", "__buffers__", "__forward_pre_hooks__"}:
             yield from _texts(node.value)
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+        for argument in node.args[1:]:
+            yield from _texts(argument)
 
 
 def _texts(node: ast.AST) -> Iterator[str]:

@@ -71,7 +71,7 @@ def equalize(
         if exponent == 0.0:
             continue
         _apply(graph_module, pair, lift)
-        for changed in {pair.layer.name, pair.tensor.name} & set(tensors):
+        for changed in {node.name for node in _same_channels(pair)} & set(tensors):
             tensors[changed] = _lifted(tensors[changed], lift)
         chosen[pair.tensor.name] = exponent
     return replace(model, graph=graph_module), replace(statistics, tensors=tensors), chosen
@@ -88,29 +88,49 @@ def _pair(graph_module: fx.GraphModule, layer: fx.Node) -> _Pair | None:
             return None
         clamp = tensor = readers[0]
         readers = list(clamp.users)
-    if not readers or any(not _can_read(graph_module, reader, tensor) for reader in readers):
+    axis = -1 if op_kind(layer) is OpKind.LINEAR else 1
+    if not readers or any(not _can_read(graph_module, reader, tensor, axis) for reader in readers):
         return None
     return _Pair(layer, clamp, tuple(readers))
 
 
-def _can_read(graph_module: fx.GraphModule, reader: fx.Node, tensor: fx.Node) -> bool:
+def _can_read(graph_module: fx.GraphModule, reader: fx.Node, tensor: fx.Node, axis: int) -> bool:
+    """Whether the weights of ``reader`` can undo a factor on the channels along ``axis``."""
     if op_kind(reader) is OpKind.ZERO_PAD:
-        return all(_can_read(graph_module, user, reader) for user in reader.users)
+        same = reader.meta["val"].shape[axis] == tensor.meta["val"].shape[axis]
+        return same and all(_can_read(graph_module, user, reader, axis) for user in reader.users)
     if op_kind(reader) not in WEIGHTED or op_kind(reader) is OpKind.CONV_TRANSPOSE:
         return False
+    if (op_kind(reader) is OpKind.LINEAR) != (axis == -1):
+        return False  # a linear layer on [N, C, L] mixes positions, not channels
     if reader.args[0] is not tensor or not _owns_weight(graph_module, reader):
         return False
     return _groups(reader) == 1 or _is_depthwise(graph_module, reader)
 
 
 def _owns_weight(graph_module: fx.GraphModule, layer: fx.Node) -> bool:
-    """Whether the weight is a parameter that no other operator reads."""
-    weight = layer.args[1]
-    if constant(graph_module, weight) is None:
-        return False
-    assert isinstance(weight, fx.Node)
-    same = graph_module.graph.find_nodes(op="get_attr", target=weight.target)
-    return len(same) == 1 and len(weight.users) == 1
+    """Whether weight and bias are parameters that no other operator reads."""
+    weight, bias = layer.args[1], argument(layer, 2, "bias")
+    for parameter in (weight,) if bias is None else (weight, bias):
+        if constant(graph_module, parameter) is None:
+            return False
+        assert isinstance(parameter, fx.Node)
+        same = graph_module.graph.find_nodes(op="get_attr", target=parameter.target)
+        if len(same) != 1 or len(parameter.users) != 1:
+            return False
+    return True
+
+
+def _same_channels(pair: _Pair) -> list[fx.Node]:
+    """The tensors whose channels are lifted: the layer's result, clamped, and padded."""
+    found = [pair.layer, pair.tensor]
+    pending = list(pair.readers)
+    while pending:
+        reader = pending.pop()
+        if op_kind(reader) is OpKind.ZERO_PAD:
+            found.append(reader)
+            pending.extend(reader.users)
+    return found
 
 
 def _weighted_readers(pair: _Pair) -> list[fx.Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -157,7 +158,8 @@ class OpenVinoRunner:
             if kind not in _WEIGHTED_LAYERS:
                 continue
             originals = [name for name in _text(info, "originalLayersNames").split(",") if name]
-            name = _original_name(originals, operators) or str(operator.get_friendly_name())
+            name = _original_name(originals, list(operators)) or str(operator.get_friendly_name())
+            name = operators.get(name, name)
             layer = ExecutedLayer(name, kind, _precision(info))
             layers.append((int(_text(info, "execOrder") or 0), layer))
         return [layer for _order, layer in sorted(layers, key=lambda item: item[0])]
@@ -185,13 +187,25 @@ def _openvino() -> Any:
     return require("openvino", extra="openvino")
 
 
-def _weighted_operator_names(path: Path) -> list[str]:
+def _weighted_operator_names(path: Path) -> dict[str, str]:
+    """Return the name of each weighted operator, and the name of the layer that it computes."""
     model = _openvino().Core().read_model(str(path))
-    return [
-        str(operator.get_friendly_name())
+    return {
+        str(operator.get_friendly_name()): _layer_name(operator)
         for operator in model.get_ops()
         if operator.get_type_name() in _WEIGHTED_OPERATORS
-    ]
+    }
+
+
+def _layer_name(operator: Any) -> str:
+    """A layer's own name; the ONNX reader gives it to the bias of a transposed convolution."""
+    name = str(operator.get_friendly_name())
+    if not re.fullmatch(rf"{operator.get_type_name()}_\d+", name):
+        return name
+    readers = [target.get_node() for target in operator.output(0).get_target_inputs()]
+    if len(readers) == 1 and readers[0].get_type_name() == "Add":
+        return str(readers[0].get_friendly_name())
+    return name
 
 
 def _original_name(originals: list[str], operators: list[str]) -> str:

@@ -82,25 +82,39 @@ SCRIPTS = (
     file_case(
         "TorchScript that writes a file when it is called",
         lambda m: script_with_line(f'torch.save(torch.zeros([1]), "{m}")'),
-        r"calls torch\.save, which opens files",
+        r"uses torch\.save, which opens files",
         jit_run,
         words=("quantize", "model.pt", "--input", "1x4"),
     ),
     file_case(
         "TorchScript that makes a file when it is called",
-        lambda m: script_with_line(f'w = torch.from_file("{m}", True, 4)'),
-        r"calls torch\.from_file, which opens files",
+        lambda m: script_with_line(f'input = torch.add(input, torch.from_file("{m}", True, 4))'),
+        r"uses torch\.from_file, which opens files",
+        jit_run,
+        words=("quantize", "model.pt", "--input", "1x4"),
+    ),
+    file_case(
+        "TorchScript that writes a file under another name",
+        lambda m: script_with_line(f'f = torch.save\n    f(torch.zeros([1]), "{m}")'),
+        r"uses torch\.save, which opens files",
+        jit_run,
+        words=("quantize", "model.pt", "--input", "1x4"),
+    ),
+    file_case(
+        "TorchScript that writes a file through getattr",
+        lambda m: script_with_line(f'getattr(torch, "save")(torch.zeros([1]), "{m}")'),
+        "has an attribute named 'save'",
         jit_run,
         words=("quantize", "model.pt", "--input", "1x4"),
     ),
     file_case(
         "TorchScript with an operator of another library",
         lambda m: script_with_line('w = ops.inductor.accumulate_grad_("a")'),
-        "calls ops.inductor.accumulate_grad_ of another library",
+        "uses ops.inductor of another library",
     ),
     file_case(
         "TorchScript with an attribute that is code",
-        lambda m: script_with_line("w = getattr(self, \"a\\\"), print('b'), (\\\"c\")"),
+        lambda m: script_with_line('w = getattr(self, "a\\"), print(\'b\'), (\\"c")'),
         "has an attribute named",
     ),
     file_case(
@@ -137,8 +151,8 @@ def overlapping(copies: int) -> bytes:
     content = zip_bytes({"net/data.pkl": b"a" * 1000})
     start, end = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
     central = content[start:end]
-    entries = b"".join(
-        central.replace(b"data.pkl", f"d{index:03}.pkl".encode()) for index in range(copies)
+    entries = central + b"".join(
+        central.replace(b"data.pkl", f"d{index:03}.pkl".encode()) for index in range(1, copies)
     )
     counts = struct.pack("<HHII", copies, copies, len(entries), start)
     return content[:start] + entries + content[end : end + 8] + counts + content[end + 20 :]
@@ -165,9 +179,7 @@ LIES = (
     ),
     _bad_zip(
         "zip bomb, TorchScript",
-        lambda: with_bomb(
-            scripted(nn.Linear(4, 4)), code_of(scripted(nn.Linear(4, 4)))
-        ),
+        lambda: with_bomb(scripted(nn.Linear(4, 4)), code_of(scripted(nn.Linear(4, 4)))),
         "declares 100,0",
     ),
     _bad_zip("zip bomb of overlapping members", lambda: overlapping(900), "declares 900,000 bytes"),

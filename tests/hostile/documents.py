@@ -53,7 +53,7 @@ def checkpoint_case(arch: str, *words: str) -> Case:
         (folder / "model.pt").write_bytes(torch_bytes(checkpoint_with("arch", arch)))
 
     typed = " with --arch" if words else ""
-    name = f"checkpoint that names {arch.partition('(')[0]}{typed}"
+    name = f"checkpoint that names {arch}{typed}"
     return Case(name, write, "nothing was imported", words=("quantize", "model.pt", *words))
 
 
@@ -96,6 +96,12 @@ def manifest_case(name: str, change: Callable[[dict[str, Any]], object]) -> Case
     return Case(f"manifest, {name}", write, "", words=words, codes=ANY)
 
 
+def _write_deep_manifest(folder: Path, _: Path) -> None:
+    for name in ("result", "data"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "result" / "manifest.json").write_text("[" * 100_000)
+
+
 def text_case(name: str, file: str, text: str, *words: str) -> Case:
     def write(folder: Path, marker: Path) -> None:
         (folder / "model.pt").write_bytes(torch_bytes({"a": 1}))
@@ -128,11 +134,14 @@ DOCUMENTS = (
         ),
     ),
     manifest_case("file of another content", lambda t: None),
+    Case(
+        "manifest, deep JSON",
+        _write_deep_manifest,
+        "",
+        words=("evaluate", "result", "--data", "data"),
+        codes=ANY,
+    ),
     text_case("YAML as a network", "model.pt", _YAML, "model.pt"),
-    text_case(
-        "YAML as a recipe", "recipe.yaml", _YAML, "model.pt", "--recipe", "recipe.yaml"
-    ),
-    text_case(
-        "deep JSON as a recipe", "r.json", "[" * 100_000, "model.pt", "--recipe", "r.json"
-    ),
+    text_case("YAML as a recipe", "recipe.yaml", _YAML, "model.pt", "--recipe", "recipe.yaml"),
+    text_case("deep JSON as a recipe", "r.json", "[" * 100_000, "model.pt", "--recipe", "r.json"),
 )

@@ -57,10 +57,21 @@ def legacy_pickles(value: object) -> list[bytes]:
     return [content[a:b] for a, b in itertools.pairwise(starts)]
 
 
+class Small(nn.Module):
+    """One layer; no operator has an argument of the input's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layer(image).relu()
+
+
 @cache
 def exported() -> dict[str, bytes]:
     """The members of a torch.export archive of a small network with a dynamic batch."""
-    network = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    network = Small().eval()
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(network, (torch.zeros(2, 4),), dynamic_shapes=shapes)
     buffer = io.BytesIO()
@@ -100,7 +111,7 @@ def old_exported_with(**members: bytes) -> bytes:
         "version": b"8.20",
         "serialized_exported_program.json": exported()[PROGRAM],
         "serialized_state_dict.pt": torch_bytes(
-            {"0.weight": torch.zeros(4, 4), "0.bias": torch.zeros(4)}
+            {"layer.weight": torch.zeros(4, 4), "layer.bias": torch.zeros(4)}
         ),
         "serialized_constants.pt": torch_bytes({}),
         "serialized_example_inputs.pt": torch_bytes(((torch.zeros(2, 4),), {})),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -113,15 +114,14 @@ def open_members(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith(".pkl"):
-                pickle.loads(archive.read(name))
+                with contextlib.suppress(ImportError, pickle.UnpicklingError):
+                    pickle.loads(archive.read(name))
 
 
 Pack = Callable[[Command], bytes]
 _TORCH: dict[str, Pack] = {
     "torch.save": lambda c: torch_bytes({"w": torch.zeros(2), "x": c}),
-    "torch.save, deep in a list": lambda c: torch_bytes(
-        {"state_dict": {"w": [1, {"deep": c}]}}
-    ),
+    "torch.save, deep in a list": lambda c: torch_bytes({"state_dict": {"w": [1, {"deep": c}]}}),
     "torch.save, pickle in a pickle": lambda c: torch_bytes({"w": Nested(c)}),
     "torch.save, eval": lambda c: torch_bytes({"w": torch.zeros(2), "x": Evaluated(c)}),
     "torch.save, in a state": lambda c: torch_bytes({"w": torch.zeros(2), "x": Restored(c)}),
@@ -171,9 +171,7 @@ _OTHER: dict[str, tuple[Pack, Callable[[Path], object]]] = {
 def _case(name: str, pack: Pack, proof: Callable[[Path], object], arch: bool) -> Case:
     words = ("quantize", "model.pt", *(("--arch", ZOO) if arch else ()))
     titled = f"{name}, with --arch" if arch else name
-    return file_case(
-        titled, lambda marker: pack(Command(marker)), NOTHING_RUN, proof, words=words
-    )
+    return file_case(titled, lambda marker: pack(Command(marker)), NOTHING_RUN, proof, words=words)
 
 
 _ALL = {**{name: (pack, torch_load) for name, pack in _TORCH.items()}, **_OTHER}

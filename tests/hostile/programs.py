@@ -13,7 +13,9 @@ import torch
 
 from hostile.case import Case, Command, file_case
 from hostile.making import (
+    PROGRAM,
     config_with,
+    exported,
     exported_with,
     old_exported_with,
     program_with,
@@ -88,6 +90,19 @@ def call(program: dict[str, Any], target: str, text: str, kind: int = 1) -> None
     )
 
 
+def make_file(program: dict[str, Any], marker: Path) -> None:
+    """Let the program call an operator that creates the file it is told to map."""
+    call(program, "torch.ops.aten.from_file.default", str(marker))
+    node = graph(program)["nodes"][0]
+    node["inputs"][0]["name"] = "filename"
+    node["inputs"] += [
+        {"name": "shared", "arg": {"as_bool": True}, "kind": 1},
+        {"name": "size", "arg": {"as_int": 4}, "kind": 1},
+    ]
+    node["outputs"] = [{"as_tensor": {"name": "called"}}]
+    graph(program)["tensor_values"]["called"] = entry("")["tensor_meta"]
+
+
 def symbol(program: dict[str, Any], text: str) -> None:
     for meta in graph(program)["tensor_values"].values():
         for size in meta["sizes"]:
@@ -100,6 +115,17 @@ def convention(program: dict[str, Any], key: str, context: str) -> None:
     leaf = {"type": None, "context": None, "children_spec": []}
     spec = {"type": "builtins.dict", "context": context, "children_spec": [leaf]}
     signature[key] = json.dumps([1, spec])
+
+
+def named_code(marker: Path) -> bytes:
+    """An archive with a parameter whose name breaks out of the source that torch writes."""
+    name = f'training"), exec("open({str(marker)!r}, \'w\')"), ("w'
+    table = "archive/data/weights/model_weights_config.json"
+    program, config = json.loads(exported()[PROGRAM]), json.loads(exported()[table])
+    rename(program, "layer.weight", name)
+    rename(config, "layer.weight", name)
+    members = {PROGRAM: json.dumps(program).encode(), table: json.dumps(config).encode()}
+    return exported_with(**members)
 
 
 def pt2(
@@ -144,7 +170,7 @@ _PICKLED_MEMBERS = (
         "one pickled weight",
         lambda m: config_with(
             "weights",
-            lambda table: table.update({"0.bias": entry("weight_9")}),
+            lambda table: table.update({"layer.bias": entry("weight_9")}),
             **{f"{_DATA}/weights/weight_9": torch_bytes(Command(m))},
         ),
         OBJECTS,
@@ -201,31 +227,17 @@ _TEXTS = (
         lambda p, m: symbol(p, f"Max(Integer(2), {shell(m)})"),
     ),
     program_case(
-        "size that walks attributes",
-        lambda p, m: symbol(
-            p,
-            "[c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'catch_warnings']"
-            f"[0]()._module.__builtins__['exec'](\"open('{m}', 'w')\")",
-        ),
-    ),
-    program_case(
         "call of os.system",
         lambda p, m: call(p, "torch.os.system", f"echo run > '{m}'"),
         proof=None,
     ),
-    program_case(
-        "call of torch.load", lambda p, m: call(p, "torch.load", str(m)), proof=None
-    ),
+    program_case("call of torch.load", lambda p, m: call(p, "torch.load", str(m)), proof=None),
     program_case(
         "call of a library loader",
         lambda p, m: call(p, "torch.ops.load_library", str(m)),
         proof=None,
     ),
-    program_case(
-        "operator that makes a file",
-        lambda p, m: call(p, "torch.ops.aten.from_file.default", str(m)),
-        proof=None,
-    ),
+    program_case("operator that makes a file", make_file, proof=export_run),
     program_case(
         "operator of another library",
         lambda p, m: call(p, "torch.ops.inductor.resize_storage_bytes_.default", "a"),
@@ -247,13 +259,9 @@ _TEXTS = (
     ),
     program_case(
         "input that is code",
-        lambda p, m: rename(p, "input", f"x={shell(m)}"),
+        lambda p, m: rename(p, "image", f"x={shell(m)}"),
     ),
-    program_case(
-        "parameter that is code",
-        lambda p, m: rename(p, "0.weight", f'0"), {shell(m)}, ("weight'),
-        proof=None,
-    ),
+    pt2("parameter that is code", named_code, REFUSED, export_run),
     program_case(
         "custom class",
         lambda p, m: graph(p)["inputs"].append(
@@ -268,9 +276,7 @@ def _write_enum(folder: Path, marker: Path) -> None:
     source = f"import enum\nopen({str(marker)!r}, 'w')\nclass E(enum.Enum):\n    A = 1\n"
     (folder / "evil_enum.py").write_text(source)
     context = json.dumps([{"__enum__": True, "fqn": "evil_enum:E", "name": "A"}])
-    (folder / "model.pt").write_bytes(
-        program_with(lambda p: convention(p, "out_spec", context))
-    )
+    (folder / "model.pt").write_bytes(program_with(lambda p: convention(p, "out_spec", context)))
 
 
 def _load_beside(path: Path) -> object:
@@ -297,7 +303,7 @@ _LEFT_OUT = (
     file_case(
         ".pt2, guard that is code",
         lambda m: program_with(
-            lambda p: p.update({"guards_code": [f"L['args'][0].size()[0] == {shell(m)}"]})
+            lambda p: p.update({"guards_code": [f"L['image'].size()[0] == {shell(m)}"]})
         ),
         "",
         export_run,

@@ -71,7 +71,7 @@ def laughs(depth: int) -> list[object]:
 
 
 def sized(change: Callable[[dict[str, Any]], object]) -> bytes:
-    return config_with("weights", lambda table: change(table["0.weight"]["tensor_meta"]))
+    return config_with("weights", lambda table: change(table["layer.weight"]["tensor_meta"]))
 
 
 def input_size(program: dict[str, Any], size: int) -> None:
@@ -161,7 +161,7 @@ SHAPES = (
     _program_case(
         ".pt2, absurd input",
         lambda: program_with(lambda program: input_size(program, HUGE)),
-        "states an input 'input' of 1,000,000,000,000 elements|cannot read this archive",
+        "states an input 'image' of 1,000,000,000,000 elements|cannot read this archive",
     ),
     _program_case(
         ".pt2, power of powers",
@@ -172,14 +172,16 @@ SHAPES = (
         ),
         "does not accept from a file",
     ),
-    _program_case(
-        ".pt2, endless symbols",
-        lambda: program_with(
+    file_case(
+        ".pt2, endless symbols",  # the limits of a symbol that does not exist are left out
+        lambda _: program_with(
             lambda program: program.update(
                 {"range_constraints": {"u99999999999": {"min_val": 0, "max_val": 1}}}
             )
         ),
-        "",
+        "nowhere",
+        words=("quantize", "model.pt", "--targets", "nowhere"),
+        codes=("config",),
     ),
     _program_case(
         ".pt2, deep program",
