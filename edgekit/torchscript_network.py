@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._export.converter import TS2EPConverter
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -61,6 +60,9 @@ def _converted(
 ) -> tuple[ExportedProgram | None, str]:
     """Return the converted program, or nothing and the reason."""
     try:
+        # imported here: the module behind it imports every ONNX package that it finds
+        from torch._export.converter import TS2EPConverter
+
         program = TS2EPConverter(network, example_inputs(inputs, batch)).convert()
         example = example_inputs(inputs, 1, torch.Generator().manual_seed(0))
         same = _agree(network, program, example)

@@ -34,7 +34,7 @@ from edgekit.recipe import Recipe, read_recipe
 from edgekit.registry import TARGETS
 from edgekit.report import Report
 from edgekit.runners import open_artifact
-from edgekit.types import Preprocessing, Task
+from edgekit.types import Artifact, Preprocessing, Task
 
 onnx = pytest.importorskip("onnx", reason="reads the exported files")
 pytest.importorskip("onnxruntime", reason="runs the exported files")
@@ -207,39 +207,40 @@ def test_recipe_replays_to_the_same_bytes(
         assert (again / path).read_bytes() == (out / path).read_bytes(), path
 
 
-def test_seed_is_part_of_the_result(
-    result: tuple[Path, Report, object], tiny: Path, tmp_path: Path
-) -> None:
-    out, _, _ = result
-    other = tmp_path / "other"
-    report = run(tiny, other, seed=5, targets=["onnxruntime"])
-    assert report.recipe.seed == 5
-    assert (other / "onnxruntime/model.onnx").read_bytes() != (
-        out / "onnxruntime/model.onnx"
-    ).read_bytes()
+class BrokenBuild:
+    """An export whose slow part fails."""
+
+    def wait(self) -> Artifact:
+        raise ExportError("the builder gave up")
+
+    def close(self) -> None:
+        pass
 
 
-@pytest.mark.parametrize("error", [ExportError, UnsupportedError])
-def test_failed_export_leaves_the_others(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[ExportError]
+def test_failed_exports_leave_the_others(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: OpenVinoTarget, _template: object, _lowered: object, directory: Path) -> None:
         folder = directory / self.name
         folder.mkdir()
         (folder / "half.xml").write_text("half")
-        raise error("the converter rejects operator Fancy")
+        raise UnsupportedError("no form of operator Fancy")
 
     monkeypatch.setattr(OpenVinoTarget, "export", refuse)
+    monkeypatch.setattr(TensorRtTarget, "export", lambda *_: BrokenBuild())
     out = tmp_path / "out"
-    report = run(tiny, out, targets=["onnxruntime", "openvino"])
-    assert report.failures == {"openvino": "the converter rejects operator Fancy"}
+    report = run(tiny, out)
+    assert report.failures == {
+        "openvino": "no form of operator Fancy",
+        "tensorrt": "the builder gave up",
+    }
     assert not (out / "openvino").exists()
     assert (out / "onnxruntime/model.onnx").exists()
     assert [entry.name for entry in read_manifest(out).targets] == ["onnxruntime"]
     document = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    assert document["targets"]["openvino"]["status"] == "failed"
-    assert document["targets"]["onnxruntime"]["status"] == "ok"
-    with pytest.raises(VerificationError, match="openvino: the converter rejects") as caught:
+    status = {name: target["status"] for name, target in document["targets"].items()}
+    assert status == {"onnxruntime": "ok", "openvino": "failed", "tensorrt": "failed"}
+    with pytest.raises(VerificationError, match="openvino: no form of") as caught:
         raise_for_failures(report)
     assert caught.value.exit_code == 1
 
@@ -332,14 +333,17 @@ def test_usable_targets() -> None:
     assert usable_targets(["tensorrt", "onnxruntime"]) == ("tensorrt", "onnxruntime")
 
 
-def test_recipe_of_another_file_is_noted(
+def test_recipe_of_another_file_and_seed(
     result: tuple[Path, Report, object], tiny: Path, tmp_path: Path
 ) -> None:
-    _, report, _ = result
-    recipe: Recipe = replace(report.recipe, model_sha256="0" * 64, targets=("onnxruntime",))
-    found = run(tiny, tmp_path / "out", recipe=recipe, arch="tiny:build")
+    out, report, _ = result
+    recipe: Recipe = replace(report.recipe, model_sha256="0" * 64, targets=("onnxruntime",), seed=5)
+    other = tmp_path / "other"
+    found = run(tiny, other, recipe=recipe, arch="tiny:build")
     notes: list[str] = found.document["model"]["notes"]
     assert [note for note in notes if "made for another model file" in note]
+    file = "onnxruntime/model.onnx"
+    assert (other / file).read_bytes() != (out / file).read_bytes()  # the seed decides the ranges
 
 
 def test_export_writes_chosen_targets(

@@ -122,3 +122,20 @@ def test_template_leaves_the_model_as_it_is(sited: SitedModel) -> None:
     assert sited.model.graph.code == code
     found = sited.model.graph.state_dict()
     assert all(torch.equal(found[name], value) for name, value in stored.items())
+
+
+def test_batch_is_named_where_torch_shares_shapes() -> None:
+    """Values that share one shape get it frozen."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 16, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.gelu(self.second(F.relu(self.first(x))))
+
+    model = insert_sites(capture(Tokens(), [InputSpec("x", (1, 10, 8))]))
+    (value,) = build_template(model).graph.outputs
+    assert value.shape is not None
+    assert [str(size) for size in value.shape] == ["batch", "10", "16"]

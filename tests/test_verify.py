@@ -29,6 +29,7 @@ from edgekit.verify import (
 )
 
 onnx = pytest.importorskip("onnx", reason="alters exported files")
+ir = pytest.importorskip("onnx_ir", reason="exporters write ONNX through onnx_ir")
 pytest.importorskip("onnxruntime", reason="runs exported files")
 
 
@@ -65,14 +66,18 @@ def lowered(model: QuantizedModel) -> dict[str, LoweredModel]:
 
 
 @pytest.fixture(scope="module")
+def template(model: QuantizedModel) -> ir.Model:
+    return build_template(model.sited)
+
+
+@pytest.fixture(scope="module")
 def written(
-    model: QuantizedModel,
+    template: ir.Model,
     lowered: dict[str, LoweredModel],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, dict[str, Artifact]]:
     """A folder with the artifact of every target that can be written, without engines."""
     folder = tmp_path_factory.mktemp("artifacts")
-    template = build_template(model.sited)
     artifacts = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edgekit.exporters.tensorrt.find_builder", lambda: None)
@@ -264,11 +269,11 @@ def test_layer_that_ran_in_float_is_listed(
 
 
 def test_planned_float_layers_keep_their_reason(
-    model: QuantizedModel, inputs: VerificationInputs, tmp_path: Path
+    model: QuantizedModel, template: ir.Model, inputs: VerificationInputs, tmp_path: Path
 ) -> None:
     target = resolve(TARGETS, "onnxruntime", "target")()
     decisions = lower(model, target.profile(Cpu.AVX2), {"conv2d_1": "because it was asked for"})
-    artifact = target.export(build_template(model.sited), decisions, tmp_path).wait()
+    artifact = target.export(template, decisions, tmp_path).wait()
     result = check(artifact, {"onnxruntime": decisions}, tmp_path, inputs)
     assert result.passed, result.reason
     assert result.float_layers == {"body": "because it was asked for"}

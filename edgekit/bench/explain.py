@@ -14,6 +14,7 @@ _BALANCE = 10.0
 """Multiply-adds for each byte moved, below which a layer waits for memory: a core sums about 100
 INT8 products in a cycle, and gets about 10 bytes in a cycle from the caches beyond its first."""
 _X86 = ("x86_64", "AMD64", "i686")
+_WIDE = ("avx512", "vnni", "amx")  # parts of the names of kernels
 _DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 
 
@@ -193,6 +194,7 @@ def _no_dot_product(lane: Profiled, flags: Sequence[str], machine: str) -> Reaso
     if not lane.kind(LayerKind.INTEGER):
         return None
     narrow = [kernel for kernel in kernels if "avx2" in kernel]
+    wide = [kernel for kernel in kernels if any(name in kernel for name in _WIDE)]
     if not _DOT_PRODUCT & set(flags):
         name = "VNNI" if machine in _X86 else "8-bit dot product"
         text = (
@@ -200,7 +202,7 @@ def _no_dot_product(lane: Profiled, flags: Sequence[str], machine: str) -> Reaso
             "steps, so INT8 saves memory traffic more than arithmetic"
         )
         return Reason("no_vnni", text)
-    if kernels and narrow == kernels and "avx_vnni" not in flags and machine in _X86:
+    if narrow and not wide and "avx_vnni" not in flags and machine in _X86:
         text = (
             f"the runtime chose kernels without VNNI instructions ({', '.join(narrow[:_SHOWN])}) "
             "although the CPU has them: INT8 saves memory traffic more than arithmetic"

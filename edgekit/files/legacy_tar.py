@@ -101,9 +101,10 @@ def _read_storages(stream: IO[bytes]) -> dict[int, Tensor]:
 def _read_tensors(stream: IO[bytes], storages: dict[int, Tensor]) -> dict[int, Tensor]:
     tensors: dict[int, Tensor] = {}
     for _ in range(_value(stream)):
-        key, storage, _type = _value(stream)
+        key, place, _type = _value(stream)
         (axes,) = struct.unpack("<i4x", stream.read(8))  # once a count of 8 bytes
         size, stride = (struct.unpack(f"<{axes}q", stream.read(8 * axes)) for _ in range(2))
         (offset,) = struct.unpack("<q", stream.read(8))
-        tensors[key] = storages[storage].as_strided(size, stride, offset)
+        storage = storages[place]
+        tensors[key] = storage.as_strided(size, stride, storage.storage_offset() + offset)
     return tensors

@@ -52,7 +52,14 @@ def checked_payload(
         config = json.loads(member_bytes(members[table], data, where))["config"]
         _refuse_pickled(config, where)
         entries = {str(key): _entry(str(key), meta, members) for key, meta in config.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise LoadError(
             f"{where}: the table of the archive's {kind} is damaged ({printable(str(error), 200)})",
             "copy or download the file again",

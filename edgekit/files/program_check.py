@@ -38,6 +38,9 @@ _NAMED_VALUES = (
     "as_string_to_argument",
 )
 
+# What a program of another structure than the expected one provokes while it is walked through.
+_SHAPE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+
 
 def checked_program(text: bytes, where: str) -> bytes:
     """Return the program with what is not needed left out and all devices set to the CPU.
@@ -51,7 +54,7 @@ def checked_program(text: bytes, where: str) -> bytes:
         return json.dumps(_Check(where).program(program)).encode()
     except UnsafeFileError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+    except (*_SHAPE_ERRORS, RecursionError) as error:
         raise LoadError(
             f"{where}: is a torch.export archive whose program cannot be read "
             f"({type(error).__name__}: {printable(str(error), 200)})",

@@ -53,6 +53,7 @@ def is_shape_expression(text: str) -> bool:
     return (
         all(_is_known(node, named) for node in nodes if isinstance(node, ast.Name))
         and all(isinstance(n.func, ast.Name) for n in nodes if isinstance(n, ast.Call))
+        and all(node.arg is not None for node in nodes if isinstance(node, ast.keyword))
         and all(_is_harmless(node, strings) for node in nodes if isinstance(node, ast.Constant))
         and _is_bounded(nodes)
     )

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any, ClassVar
 
 import numpy as np
@@ -136,12 +137,13 @@ class OpenVinoRunner:
         """
         checked = check_feeds(feeds, self._inputs, f"'{self._path}'")
         compiled, request = self._compile({"PERF_COUNT": True})
-        begin = time.perf_counter()
+        times = []
         for _ in range(runs):
+            begin = time.perf_counter()
             request.infer(checked, share_outputs=True)
-        whole = 1e6 * (time.perf_counter() - begin) / runs
+            times.append(1e6 * (time.perf_counter() - begin))
         batch = next((array.shape[0] for array in checked.values() if array.ndim), 1)
-        return read_profile(compiled.get_runtime_model(), batch, whole)
+        return read_profile(compiled.get_runtime_model(), batch, median(times))
 
     def executed_layers(self) -> list[ExecutedLayer]:
         """List the weighted layers of the execution graph, in execution order.

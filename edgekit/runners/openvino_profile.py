@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from edgekit.runners.layer_times import LayerKind, LayerProfile, LayerTime
 
 _WEIGHTED = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 _CONVERSIONS = ("Reorder", "Convert", "FakeQuantize")
-_BIAS_SUFFIX = "/WithoutBiases"  # the ONNX reader splits the bias off and renames the operator
+# The ONNX reader splits biases off, and the low-precision passes move scales behind an operator:
+# both append to its name.
+_APPENDED = re.compile(r"(/WithoutBiases|/Dequantization\w+)+$")
 _INTEGER_TYPES = ("u8", "i8")
 _ITEM_BYTES = {"u8": 1, "i8": 1, "f16": 2, "bf16": 2, "f32": 4, "i32": 4}
 
@@ -20,7 +23,7 @@ def read_profile(runtime_model: Any, batch: int, whole_microseconds: float) -> L
     Args:
         runtime_model: what ``CompiledModel.get_runtime_model()`` returns.
         batch: size of the first axis, where the graph leaves it open.
-        whole_microseconds: mean time of an inference; the layers' times are means, too.
+        whole_microseconds: typical time of an inference.
     """
     layers: list[tuple[int, LayerTime]] = []
     for operator in runtime_model.get_ops():
@@ -32,7 +35,7 @@ def read_profile(runtime_model: Any, batch: int, whole_microseconds: float) -> L
         work = _work(operator, op, told, batch) if op in _WEIGHTED else None
         original = _text(told, "originalLayersNames").split(",")[0]
         layer = LayerTime(
-            name=original.removesuffix(_BIAS_SUFFIX) or str(operator.get_friendly_name()),
+            name=_APPENDED.sub("", original) or str(operator.get_friendly_name()),
             op=op,
             kind=_kind(op, precision),
             microseconds=float(time),

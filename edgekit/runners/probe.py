@@ -61,19 +61,21 @@ def probe(name: str) -> Probe:
     if run.returncode != 0 or not lines:
         told = [line for line in run.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
         return Probe(broken=told[-1].strip() if told else f"exit code {run.returncode}")
-    answer = json.loads(lines[-1])
-    return Probe(answer["data"], answer["missing"])
+    return Probe(**json.loads(lines[-1]))
 
 
 def _answer(name: str) -> dict[str, Any]:
     try:
         if name != GPUS:
-            return {"data": resolve(RUNNERS, name, "target").describe(), "missing": None}
+            return {"data": resolve(RUNNERS, name, "target").describe()}
         from edgekit.runners.gpus import list_gpus
 
-        return {"data": {"gpus": [asdict(gpu) for gpu in list_gpus()]}, "missing": None}
+        return {"data": {"gpus": [asdict(gpu) for gpu in list_gpus()]}}
     except EdgekitError as error:
-        return {"data": {}, "missing": error.message}
+        # Installed but not to be imported: a library of the system or another version is missing.
+        failed = isinstance(error.__cause__, ImportError)
+        broken = failed and not isinstance(error.__cause__, ModuleNotFoundError)
+        return {"broken" if broken else "missing": error.message}
 
 
 if __name__ == "__main__":

@@ -130,6 +130,13 @@ class Tokens(nn.Module):
         return self.head((x * weights[..., None]).mean(1))
 
 
+class Wide(nn.Sequential):
+    """More weights than structure."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(256, 400), nn.ReLU(), nn.Linear(400, 256))
+
+
 IMAGE = (InputSpec("image", (1, 3, 16, 16)),)
 NETWORKS: Mapping[type[nn.Module], tuple[InputSpec, ...]] = {
     Residual: IMAGE,
@@ -138,6 +145,7 @@ NETWORKS: Mapping[type[nn.Module], tuple[InputSpec, ...]] = {
     Decoder: IMAGE,
     Swish: IMAGE,
     Tokens: (InputSpec("ids", (1, 7), "int64"), InputSpec("weights", (1, 7))),
+    Wide: (InputSpec("x", (1, 256)),),
 }
 
 
@@ -323,12 +331,10 @@ class TestTarget:
     def test_file_is_much_smaller_than_the_float_network(
         self,
         target: Target,
-        quantize_module: Quantize,
+        prepare: Callable[[type[nn.Module]], Prepared],
         tmp_path: Path,
     ) -> None:
-        torch.manual_seed(0)
-        model = quantize_module(nn.Sequential(nn.Linear(256, 400), nn.ReLU(), nn.Linear(400, 256)), (256,))  # fmt: skip  # noqa: E501
-        prepared = Prepared(model, build_template(model.sited))
+        prepared = prepare(Wide)
         artifact = target.export(prepared.template, self.lowered(target, prepared), tmp_path).wait()
         size = sum((tmp_path / path).stat().st_size for path in artifact.files)
         weights = 2 * 256 * 400
