@@ -319,6 +319,11 @@ def _output_specs(
     names = _output_names(program, len(values))
     specs = []
     for name, value in zip(names, values, strict=True):
+        if value.dim() == 0:
+            raise CaptureError(
+                f"output '{name}' is a single number for the whole batch",
+                "return tensors whose first axis is the batch",
+            )
         shape = [int(size) if isinstance(size, int) else -1 for size in value.shape]
         if batch is not None and shape and not isinstance(value.shape[0], int):
             shape[0] = 1

@@ -90,6 +90,9 @@ def exported_network(program: ExportedProgram, where: str) -> ExportedNetwork:
             outer = program.module(check_guards=False)
             assert isinstance(outer, fx.GraphModule)
             module = fx.GraphModule(outer, outer.graph)  # the outer one refuses eval()
+            placeholders = module.graph.find_nodes(op="placeholder")
+            # torch renames inputs with the name of a Python function, such as `input`.
+            names = dict(zip(placeholders, program.graph_signature.user_inputs, strict=True))
             notes = switch_to_evaluation(module.graph)
             _take_flat(module.graph, program)
             module.graph.eliminate_dead_code()
@@ -99,7 +102,8 @@ def exported_network(program: ExportedProgram, where: str) -> ExportedNetwork:
     _check_float32(module, where)
     module.eval().requires_grad_(False)
     inputs = tuple(
-        _input_spec(node, program, where) for node in module.graph.find_nodes(op="placeholder")
+        _input_spec(node, str(names[node]), program, where)
+        for node in module.graph.find_nodes(op="placeholder")
     )
     return ExportedNetwork(module, inputs, notes)
 
@@ -153,12 +157,12 @@ def _check_float32(module: fx.GraphModule, where: str) -> None:
         raise LoadError(f"{where}: was exported with weights in {', '.join(low)}", _EXPORT_FLOAT32)
 
 
-def _input_spec(node: fx.Node, program: ExportedProgram, where: str) -> InputSpec:
+def _input_spec(node: fx.Node, name: str, program: ExportedProgram, where: str) -> InputSpec:
     value = node.meta.get("val")
     dtype = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else "no tensor"
     if dtype not in DTYPES or not isinstance(value, Tensor) or not value.dim():
         raise ConfigError(
-            f"{where}: input '{node.name}' of the program is {dtype} of "
+            f"{where}: input '{name}' of the program is {dtype} of "
             f"{value.dim() if isinstance(value, Tensor) else 0} axes",
             f"edgekit takes tensors with at least one axis, of {', '.join(DTYPES)}; "
             "export the network with such inputs",
@@ -168,7 +172,7 @@ def _input_spec(node: fx.Node, program: ExportedProgram, where: str) -> InputSpe
     shape = [_example_size(size, program) for size in sizes]
     if 0 in dynamic:
         shape[0] = 1
-    return InputSpec(node.name, tuple(shape), dtype, tuple(axis for axis in dynamic if axis))
+    return InputSpec(name, tuple(shape), dtype, tuple(axis for axis in dynamic if axis))
 
 
 def _example_size(size: int | torch.SymInt, program: ExportedProgram) -> int:

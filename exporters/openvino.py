@@ -87,7 +87,7 @@ class OpenVinoTarget:
             ir.save(graph, source)
             try:
                 converted = openvino.convert_model(source)
-            except RuntimeError as error:
+            except _converter_errors() as error:
                 raise ExportError(
                     f"OpenVINO rejects the graph: {str(error).strip().splitlines()[0]}",
                     "leave the target out with --targets, and report the network to edgekit",
@@ -104,3 +104,16 @@ def _number_nodes(model: Any, ours: set[str | None]) -> None:
         name = node.get_friendly_name()
         if name not in ours and re.fullmatch(r"[A-Za-z]+_\d+", name):
             node.set_friendly_name(f"{node.get_type_name()}_{index}")
+
+
+def _converter_errors() -> tuple[type[Exception], ...]:
+    """What a conversion raises: the converter's own exceptions derive from ``Exception`` alone."""
+    frontend = require("openvino.frontend", extra="openvino")
+    return (
+        RuntimeError,
+        frontend.GeneralFailure,
+        frontend.InitializationFailure,
+        frontend.NotImplementedFailure,
+        frontend.OpConversionFailure,
+        frontend.OpValidationFailure,
+    )

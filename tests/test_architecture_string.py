@@ -226,3 +226,62 @@ def test_zoo_refuses_unknown_names_and_arguments() -> None:
     assert caught.value.hint == "zoo:efficientnet_lite0 takes (num_classes=1000)"
     with pytest.raises(ConfigError, match="building the network failed"):
         parse_arch("zoo:efficientnet_lite0(num_classes=-1)").build()
+
+
+STAND_IN = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Flatten(), nn.Linear(12, classes))
+
+def create_model(model_name, pretrained=False, num_classes=1000, **kwargs):
+    assert model_name == "resnet18" and not pretrained and not kwargs
+    return Net(num_classes)
+
+def resnet18(*, weights=None, progress=True):
+    return Net(10)
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "arch", "classes"),
+    [
+        ("timm", 'timm:create_model(model_name="resnet18")', 1000),
+        ("timm", 'timm:create_model("resnet18", pretrained=False, num_classes=7)', 7),
+        ("torchvision.models", "torchvision.models:resnet18", 10),
+        ("torchvision.models", "torchvision.models:resnet18(weights=None)", 10),
+    ],
+)
+def test_networks_of_installed_packages(
+    package: str,
+    arch: str,
+    classes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The packages are not needed for edgekit's own tests, so another one stands in for each."""
+    from edgekit.loading import load
+    from edgekit.options import parse_input
+
+    folder = tmp_path.joinpath("site", *package.split("."))
+    folder.mkdir(parents=True)
+    for parent in (folder, *folder.parents[: package.count(".")]):
+        (parent / "__init__.py").write_text(STAND_IN if parent == folder else "")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    for name in _modules_of(package):
+        monkeypatch.delitem(sys.modules, name)
+    state = {"1.weight": torch.randn(classes, 12), "1.bias": torch.randn(classes)}
+    torch.save({"model": state}, tmp_path / "weights.pt")
+    try:
+        loaded = load(tmp_path / "weights.pt", arch=arch, inputs=[parse_input("1x3x2x2")])
+    finally:
+        for name in _modules_of(package):
+            del sys.modules[name]
+    assert torch.equal(loaded.module.state_dict()["1.weight"], state["1.weight"])
+    assert loaded.arch.startswith(arch.partition("(")[0])
+
+
+def _modules_of(package: str) -> list[str]:
+    top = package.partition(".")[0]
+    return [name for name in sys.modules if name.partition(".")[0] == top]

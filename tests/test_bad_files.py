@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
+import json
 import os
 import pickle
 import random
-import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,17 +50,6 @@ def tar_bytes(members: dict[str, bytes]) -> bytes:
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
-
-
-def legacy_pickles(value: object) -> list[bytes]:
-    """The five pickles of torch's old format: magic number, version, system, value, storages."""
-    stream = io.BytesIO(torch_bytes(value, legacy=True))
-    starts = [0]
-    for _ in range(5):
-        pickle.Unpickler(stream).load()
-        starts.append(stream.tell())
-    content = stream.getvalue()
-    return [content[a:b] for a, b in itertools.pairwise(starts)]
 
 
 def onnx_bytes() -> bytes:
@@ -105,10 +94,6 @@ def random_bytes() -> bytes:
     return b"\x9d" + random.Random(0).randbytes(5000)
 
 
-def header_only(length: int, header: bytes) -> bytes:
-    return struct.pack("<Q", length) + header
-
-
 OTHER_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "is empty"),
     "random bytes": (random_bytes, "is not a PyTorch or safetensors file"),
@@ -131,8 +116,6 @@ OTHER_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "tar": (lambda: tar_bytes({"a.txt": b"a"}), "is a tar archive"),
     "zip": (lambda: zip_bytes({"a.txt": b"a", "b/c.txt": b""}), "it holds a.txt, b/c.txt"),
     "pickle of plain values": (lambda: pickle.dumps({"a": 1}), "is a pickle without tensors"),
-    "torch.export": (exported_bytes, "is a torch.export archive"),
-    "TorchScript": (scripted_bytes, "is a TorchScript archive"),
 }
 
 
@@ -162,10 +145,13 @@ WEIGHTS: dict[str, Callable[[], bytes]] = {
     "zip": lambda: torch_bytes(STATE),
     "legacy": lambda: torch_bytes(STATE, legacy=True),
     "safetensors": lambda: save_safetensors(STATE),
+    "torch.export": lambda: exported_bytes(),
+    "TorchScript": lambda: scripted_bytes(),
 }
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.filterwarnings("ignore")
 def test_truncated(name: str, tmp_path: Path) -> None:
     content = WEIGHTS[name]()
     path = tmp_path / "model.pt"
@@ -185,7 +171,7 @@ def test_damaged_bytes_never_crash(name: str, tmp_path: Path) -> None:
     rng = random.Random(name)
     content = WEIGHTS[name]()
     path = tmp_path / "model.pt"
-    for _ in range(300):
+    for _ in range(300 if name in ("zip", "legacy", "safetensors") else 60):  # those are slow
         damaged = bytearray(content)
         for _ in range(rng.randint(1, 8)):
             damaged[rng.randrange(len(damaged))] = rng.choice(
@@ -197,105 +183,50 @@ def test_damaged_bytes_never_crash(name: str, tmp_path: Path) -> None:
         assert caught.value.message.isprintable()
 
 
-def patched_sizes(content: bytes, sizes: tuple[int, int]) -> bytes:
-    """Overwrite both sizes of the first entry in a zip's table of contents."""
-    place = content.index(b"PK\x01\x02") + 20
-    return content[:place] + struct.pack("<II", *sizes) + content[place + 8 :]
+VALUES = (None, -1, 0, 2**70, 1.5, True, "", "x", [], [1], {}, {"as_int": 3}, float("inf"))
 
 
-HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
-    "zip, name outside": (
-        lambda: zip_bytes({"net/data.pkl": b"", "../../etc/cron.d/x": b""}),
-        r"point outside of it: \.\./\.\./etc",
-    ),
-    "zip, absolute name": (lambda: zip_bytes({"/etc/passwd": b""}), "point outside of it: /etc"),
-    "zip, backslashes": (lambda: zip_bytes({"net\\..\\..\\x": b""}), "point outside of it"),
-    "zip, drive": (lambda: zip_bytes({"C:/x": b""}), "point outside of it: C:/x"),
-    "zip, two roots": (
-        lambda: zip_bytes({"a/data.pkl": pickle.dumps({}, 2), "b/data.pkl": pickle.dumps({}, 2)}),
-        "one top folder",
-    ),
-    "zip bomb": (
-        lambda: zip_bytes({"net/data.pkl": bytes(30_000_000)}, zipfile.ZIP_DEFLATED),
-        "declares 30,000,000 bytes of content in a file of 29,",
-    ),
-    "zip, small and compressed": (
-        lambda: zip_bytes({"net/data.pkl": os.urandom(999)}, zipfile.ZIP_DEFLATED),
-        "compressed or encrypted: net/data.pkl|declares",
-    ),
-    "zip, declared size": (
-        lambda: patched_sizes(torch_bytes(STATE), (2**32 - 2, 2**32 - 2)),
-        "declares 4,29",
-    ),
-    "safetensors, long header": (
-        lambda: header_only(10**15, b'{"a": 1}' + bytes(100)),
-        "header declares 1,000,000,000,000,000 bytes",
-    ),
-    "safetensors, header beyond the end": (
-        lambda: header_only(500, b'{"a": 1}'),
-        "header declares 500 bytes in a file of 16 bytes",
-    ),
-    "safetensors, header is no JSON": (lambda: header_only(8, b'{"a": 1!'), "header is not JSON"),
-    "safetensors, deep header": (
-        lambda: header_only(200_005, b'{"a":' + b"[" * 200_000),
-        "header is not JSON",
-    ),
-    "safetensors, tensor beyond the end": (
-        lambda: header_only(
-            64, b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'.ljust(64) + bytes(4)
-        ),
-        "cannot be read",
-    ),
-    "safetensors, wrong size": (
-        lambda: header_only(
-            64, b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,16]}}'.ljust(64) + bytes(16)
-        ),
-        "cannot be read",
-    ),
-}
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path to everything inside a JSON value."""
+    items: Any = value.items() if isinstance(value, dict) else ()
+    items = enumerate(value) if isinstance(value, list) else items
+    for key, inner in items:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_impossible_containers(name: str, tmp_path: Path) -> None:
-    content, said = HOSTILE[name]
-    path = tmp_path / "model.pt"
-    path.write_bytes(content())
-    with pytest.raises(LoadError, match=said) as caught:
-        load(path, arch="zoo:efficientnet_lite0")
-    assert caught.value.hint
-    assert sorted(tmp_path.iterdir()) == [path]
-
-
-def test_two_members_of_one_name(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("net/data.pkl", pickle.dumps({}, 2))
-        with pytest.warns(UserWarning, match="Duplicate name"):
-            archive.writestr("net/data.pkl", pickle.dumps([], 2))
-    with pytest.raises(LoadError, match=r"two members of the same name: net/data\.pkl"):
-        load(path)
-
-
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_absurd_tensor_size_is_not_allocated(legacy: bool, tmp_path: Path) -> None:
-    class Absurd:
-        """Stands for a storage of four terabytes."""
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, obj: object) -> object:
-            size = ("storage", torch.FloatStorage, "0", "cpu", 10**12)
-            return None if not isinstance(obj, Absurd) else (*size, None) if legacy else size
-
-    buffer = io.BytesIO()
-    Pickler(buffer, 2).dump({"w": Absurd()})
-    path = tmp_path / "model.pt"
-    if legacy:
-        pickles = legacy_pickles({})
-        path.write_bytes(b"".join([*pickles[:3], buffer.getvalue(), pickles[4]]))
+def mutated(value: Any, rng: random.Random) -> Any:
+    """Replace or remove one thing inside a JSON value."""
+    value = json.loads(json.dumps(value))
+    *path, last = rng.choice(list(places(value)))
+    inner = value
+    for key in path:
+        inner = inner[key]
+    if rng.random() < 0.2:
+        del inner[last]
     else:
-        path.write_bytes(zip_bytes({"net/data.pkl": buffer.getvalue(), "net/data/0": bytes(8)}))
-    with pytest.raises(LoadError, match="declares tensors of 1,000,000,000,000 elements"):
-        load(path, arch="zoo:efficientnet_lite0")
+        inner[last] = json.loads(json.dumps(rng.choice(VALUES)))
+    return value
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_programs_of_another_structure_never_crash(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(io.BytesIO(exported_bytes())) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    documents = [name for name in members if name.endswith(".json")]
+    loaded = 0
+    for _ in range(250):
+        name = rng.choice(documents)
+        if members[name] == b'{"config": {}}':
+            continue
+        changed = json.dumps(mutated(json.loads(members[name]), rng)).encode()
+        path.write_bytes(zip_bytes(members | {name: changed}))
+        with contextlib.suppress(EdgekitError):
+            load(path)
+            loaded += 1
+    assert 0 < loaded < 125  # most changes matter, and some are in what is left out
 
 
 def test_directory(tmp_path: Path) -> None:

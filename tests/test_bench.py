@@ -5,10 +5,12 @@ No test asserts how long anything takes; what is asserted holds at any speed.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from edgekit.bench.explain import Profiled, Reason, explain
 from edgekit.bench.intervals import mean_over_blocks, median_over_blocks, ratio_over_blocks
 from edgekit.bench.lanes import plan_lanes
 from edgekit.bench.report import BenchReport, Comparison
+from edgekit.cli import main
 from edgekit.errors import ConfigError, LoadError, MissingDependencyError
 from edgekit.manifest import FileEntry, Manifest, TargetEntry, write_manifest
 from edgekit.runners import open_model
@@ -193,6 +196,24 @@ def test_document_is_json_and_is_shown(report: BenchReport) -> None:
     text = machine_tables.bench(document)
     assert "onnxruntime int8" in text
     assert f"{document['conditions']['cpu']['cores']} cores" in text
+
+
+def test_command(result_dir: Path) -> None:
+    words = ["bench", str(result_dir / "float/model.onnx"), "--targets", "onnxruntime"]
+    words += ["--blocks", "2", "--seconds", "0.01", "--warmup", "0", "--threads", "1", "--json"]
+    out = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(io.StringIO()):
+        assert main(words) == 0
+    (lane,) = json.loads(out.getvalue())["lanes"]
+    assert (lane["target"], lane["precision"]) == ("onnxruntime", "file")
+
+
+def test_command_wants_the_name_of_an_input(result_dir: Path) -> None:
+    words = ["bench", str(result_dir / "float/model.onnx"), "--input", "1x3x8x8", "--json"]
+    out = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(io.StringIO()):
+        assert main(words) == 2
+    assert json.loads(out.getvalue())["error"]["code"] == "config"
 
 
 # Lanes

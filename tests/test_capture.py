@@ -146,6 +146,15 @@ def test_output_that_is_no_tensor_is_refused() -> None:
         capture(Counts(), [IMAGE])
 
 
+def test_output_without_a_batch_is_refused() -> None:
+    class Total(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum()
+
+    with pytest.raises(CaptureError, match="output 'output' is a single number"):
+        capture(Total(), [IMAGE])
+
+
 def test_variable_height_and_width() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
     model = capture(module, [InputSpec("image", (1, 3, 16, 16), variable_axes=(2, 3))])

@@ -56,7 +56,7 @@ class Words(nn.Module):
     def forward(self, ids):
         return self.head(self.norm(self.table(ids))).mean(1)
 """
-IMAGE = [InputOption("x", (1, 3, 32, 32))]
+IMAGE = [InputOption("x", (1, 3, 16, 16))]
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +80,18 @@ def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def seen(inside: Path) -> ModelInspection:
-    return inspect_model(
-        inside / "Network.pt",
-        arch="mixed:Network",
-        inputs=IMAGE,
-        preprocessing=parse_preprocessing("mean=0.5,std=0.25"),
-        cpu=Cpu.AVX2,
-    )
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> ModelInspection:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delitem(sys.modules, "mixed", raising=False)
+        return inspect_model(
+            folder / "Network.pt",
+            arch="mixed:Network",
+            inputs=IMAGE,
+            preprocessing=parse_preprocessing("mean=0.5,std=0.25"),
+            cpu=Cpu.AVX2,
+        )
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def read_profile(
     whole = [event for event in events if event.get("name") == _WHOLE_RUN]
     whole = sorted(whole, key=lambda event: float(event["ts"]))[-runs:]
     nodes = _nodes(events, [float(event["ts"]) for event in whole])
-    inside = [sum(times) for times in zip(*(node.runs for node in nodes), strict=True)]
+    inside = [sum(node.runs[run] for node in nodes) for run in range(len(whole))]
     outside = [float(event["dur"]) - part for event, part in zip(whole, inside, strict=True)]
     kept = {node.name for node in original.nodes}
     weighted = {layer.name: (name, layer) for name, layer in named_layers(original, optimized)}

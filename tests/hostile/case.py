@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
+import logging
 import os
 import sys
 import warnings
@@ -91,10 +93,17 @@ def _inside(folder: Path) -> Iterator[None]:
             del sys.modules[name]
 
 
+def _write(case: Case, folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        case.write(folder, folder / MARKER)
+
+
 def prove(case: Case, folder: Path) -> bool:
     """Whether careless code runs what the file contains; an error behind that is expected."""
-    case.write(folder, folder / MARKER)
     assert case.proof is not None
+    _write(case, folder)
+    logging.disable()  # torch logs what went wrong, with tracebacks
     with (
         _inside(folder),
         contextlib.redirect_stdout(io.StringIO()),
@@ -104,7 +113,30 @@ def prove(case: Case, folder: Path) -> bool:
     ):
         warnings.simplefilter("ignore")
         case.proof(folder / MODEL)
+    logging.disable(logging.NOTSET)
     return (folder / MARKER).exists()
+
+
+class _Tracebacks(logging.Handler):
+    """Counts the tracebacks that a package logs; they go past a redirected standard error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += bool(record.exc_info and record.exc_info[1])
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        known = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
+        for logger in (logging.root, *known):
+            logger.addHandler(self)
+        try:
+            yield
+        finally:
+            for logger in (logging.root, *known):
+                logger.removeHandler(self)
 
 
 class _Processes:
@@ -133,16 +165,17 @@ class _Processes:
 def run(case: Case, folder: Path) -> Outcome:
     """Run the command of a case in this process, as ``edgekit ... --json`` would."""
     os.environ.setdefault("CI", "true")  # where this is set, packages report no usage
-    import edgekit.pipeline  # beforehand: some packages start a process when they are imported
+    importlib.import_module("edgekit.pipeline")  # some packages start a process when imported
     from edgekit.cli import main
 
-    case.write(folder, folder / MARKER)
+    _write(case, folder)
     before = {path.name for path in folder.iterdir()}
-    out, err, escaped = io.StringIO(), io.StringIO(), False
+    out, err, escaped, logged = io.StringIO(), io.StringIO(), False, _Tracebacks()
     code = -1
     with (
         _inside(folder),
         _Processes.counted(),
+        logged.listening(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -152,7 +185,8 @@ def run(case: Case, folder: Path) -> Outcome:
             escaped = True
     executed = (folder / MARKER).exists() or _Processes.count > 0
     output = out.getvalue() + err.getvalue()
-    traceback = escaped or code == 3 or "Traceback (most recent call last)" in output
+    shown = logged.count > 0 or "Traceback (most recent call last)" in output
+    traceback = escaped or code == 3 or shown
     left = {path.name for path in folder.iterdir()} - before - {"__pycache__"}
     return Outcome(executed, traceback, code, _error(out.getvalue()), tuple(sorted(left)), output)
 
