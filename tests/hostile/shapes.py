@@ -184,6 +184,13 @@ SHAPES = (
         codes=("config",),
     ),
     _program_case(
+        ".pt2, operator without arguments",  # torch logs a traceback for it
+        lambda: program_with(
+            lambda program: program["graph_module"]["graph"]["nodes"][0].update({"inputs": []})
+        ),
+        "cannot read this archive",
+    ),
+    _program_case(
         ".pt2, deep program",
         lambda: program_with(lambda program: program.update({"graph_module": _deep(900)})),
         "program cannot be read",
