@@ -119,7 +119,8 @@ def convention(program: dict[str, Any], key: str, context: str) -> None:
 
 def named_code(marker: Path) -> bytes:
     """An archive with a parameter whose name breaks out of the source that torch writes."""
-    name = f'training"), exec("open({str(marker)!r}, \'w\')"), ("w'
+    path = list(str(marker).encode())  # numbers: a dot in the name would split it into modules
+    name = f'training"), exec("open(bytes({path}), \'w\')"), ("w'
     table = "archive/data/weights/model_weights_config.json"
     program, config = json.loads(exported()[PROGRAM]), json.loads(exported()[table])
     rename(program, "layer.weight", name)
