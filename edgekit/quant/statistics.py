@@ -12,6 +12,9 @@ SAMPLE_SIZE = 1 << 16
 """Values kept from each tensor of each batch for the range search: at 8 bits the search error of
 65,536 values is far below the rounding error it minimises."""
 
+MAX_VALUES = 4 * SAMPLE_SIZE
+"""Values kept from each tensor in all; the usual two batches stay below."""
+
 
 @dataclass(frozen=True)
 class TensorStatistics:
@@ -94,6 +97,14 @@ class TensorObserver:
             index = torch.arange(flat.numel())
         self._values.append(flat.float().cpu().clone())
         self._channels.append(self._channel_of(index, x.shape))
+        if sum(map(len, self._values)) > MAX_VALUES:
+            self._thin()
+
+    def _thin(self) -> None:
+        """Keep a random half of what was sampled: many small batches must not fill the memory."""
+        values, channels = torch.cat(self._values), torch.cat(self._channels)
+        kept = torch.randperm(len(values), generator=self._generator)[: MAX_VALUES // 2]
+        self._values, self._channels = [values[kept]], [channels[kept]]
 
     def _channel_of(self, index: Tensor, shape: torch.Size) -> Tensor:
         """Return the channel of each flat index into a tensor of ``shape``."""
