@@ -33,21 +33,33 @@ def switch_to_evaluation(graph: fx.Graph) -> tuple[str, ...]:
 
 
 def _clear_flags(node: fx.Node) -> bool:
-    """Set the arguments that ask an operator for training; tell whether one was set."""
+    """Set the arguments that ask an operator for training; tell whether one was set.
+
+    A normalization without learned statistics always computes its own, in evaluation mode, too.
+    """
     if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    given = _arguments(node)
+    if "norm" in node.target._schema.name and given.get("running_mean") is None:
         return False
     changed = False
     for place, parameter in enumerate(node.target._schema.arguments):
-        if parameter.name not in _FLAGS:
+        cleared = _FLAGS.get(parameter.name)
+        if cleared is None or given.get(parameter.name, cleared) == cleared:
             continue
-        cleared = _FLAGS[parameter.name]
+        changed = True
         if parameter.name in node.kwargs:
-            changed = changed or bool(node.kwargs[parameter.name] != cleared)
             node.update_kwarg(parameter.name, cleared)
-        elif place < len(node.args):
-            changed = changed or bool(node.args[place] != cleared)
+        else:
             node.update_arg(place, cleared)
     return changed
+
+
+def _arguments(node: fx.Node) -> dict[str, object]:
+    """Return what is given to an operator, by the names of its parameters."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    names = (parameter.name for parameter in node.target._schema.arguments)
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def _use_learned_statistics(graph: fx.Graph, node: fx.Node) -> None:

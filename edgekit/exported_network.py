@@ -151,7 +151,9 @@ def _take_flat(graph: fx.Graph, program: ExportedProgram) -> None:
 
 
 def _check_float32(module: fx.GraphModule, where: str) -> None:
-    found = {str(tensor.dtype).removeprefix("torch.") for tensor in module.state_dict().values()}
+    # A single number of another type, as traced code has them, does not change what is computed.
+    tensors = [tensor for tensor in module.state_dict().values() if tensor.dim()]
+    found = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
     low = sorted(found & {"float16", "bfloat16", "float64"})
     if low:
         raise LoadError(f"{where}: was exported with weights in {', '.join(low)}", _EXPORT_FLOAT32)

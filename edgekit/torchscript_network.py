@@ -1,4 +1,4 @@
-"""From TorchScript to a ``torch.export`` program, as far as torch can convert it."""
+"""From TorchScript to a ``torch.export`` program."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from edgekit.files.quiet import quiet_torch
 from edgekit.files.torch_save import READER_ERRORS
 from edgekit.files.wording import printable
 from edgekit.signature import ForwardSignature
+from edgekit.torchscript_graph import ScriptGraph
 from edgekit.types import InputSpec
 
 _EXPORT_AGAIN = (
@@ -24,9 +25,17 @@ _EXPORT_AGAIN = (
 )
 
 
-def torchscript_signature(network: torch.jit.ScriptModule) -> ForwardSignature:
-    """Return the inputs of a TorchScript network, which Python's ``inspect`` cannot see."""
-    forward: Any = network.forward
+def torchscript_signature(network: torch.jit.ScriptModule, where: str) -> ForwardSignature:
+    """Return the inputs of a TorchScript network, which Python's ``inspect`` cannot see.
+
+    Raises:
+        LoadError: the network has no forward pass, as some layers have not when scripted alone.
+    """
+    forward: Any = getattr(network, "forward", None)
+    if forward is None:
+        raise LoadError(
+            f"{where}: this TorchScript network has no forward pass of its own", _EXPORT_AGAIN
+        )
     arguments = [argument for argument in forward.schema.arguments[1:] if not argument.kwarg_only]
     required = sum(not argument.has_default_value() for argument in arguments)
     return ForwardSignature(tuple(argument.name for argument in arguments), required, False)
@@ -37,20 +46,18 @@ def torchscript_program(
 ) -> ExportedProgram:
     """Convert a TorchScript network in evaluation mode.
 
-    The batch stays dynamic where the code allows it; it is tried at 2 first, since torch takes a
-    size of 1 for a constant.
+    The batch stays dynamic where the code allows it.
 
     Raises:
-        LoadError: torch cannot convert it; the hint says how to export the network again.
+        LoadError: it cannot be converted; the hint says how to export the network again.
     """
-    network = network.float().eval()
     with quiet_torch():
-        for batch in (2, 1):
+        for batch in (2, 1):  # torch takes a size of 1 for a constant
             program, reason = _converted(network, inputs, batch)
             if program is not None:
                 return program
     raise LoadError(
-        f"{where}: torch cannot convert this TorchScript network ({printable(reason, 200)})",
+        f"{where}: this TorchScript network cannot be converted ({printable(reason, 200)})",
         _EXPORT_AGAIN,
     )
 
@@ -59,11 +66,15 @@ def _converted(
     network: torch.jit.ScriptModule, inputs: Sequence[InputSpec], batch: int
 ) -> tuple[ExportedProgram | None, str]:
     """Return the converted program, or nothing and the reason."""
+    axes = []
+    for spec in inputs:
+        free = [*spec.variable_axes, *([0] if spec.dynamic_batch and batch > 1 else [])]
+        axes.append(dict.fromkeys(free, torch.export.Dim.AUTO))
     try:
-        # imported here: the module behind it imports every ONNX package that it finds
-        from torch._export.converter import TS2EPConverter
-
-        program = TS2EPConverter(network, example_inputs(inputs, batch)).convert()
+        network = network.float().eval()
+        program = torch.export.export(
+            ScriptGraph(network), example_inputs(inputs, batch), dynamic_shapes=(tuple(axes),)
+        )
         example = example_inputs(inputs, 1, torch.Generator().manual_seed(0))
         same = _agree(network, program, example)
     except READER_ERRORS as error:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.architecture import Architecture, parse_arch
-from edgekit.errors import ConfigError
+from edgekit.architecture import Architecture, confirmed_arch, parse_arch
+from edgekit.errors import ConfigError, UnsafeFileError
 from edgekit.registry import MODELS
 
 torch = pytest.importorskip("torch")
@@ -285,3 +285,25 @@ def test_networks_of_installed_packages(
 def _modules_of(package: str) -> list[str]:
     top = package.partition(".")[0]
     return [name for name in sys.modules if name.partition(".")[0] == top]
+
+
+@pytest.mark.parametrize(
+    ("stated", "typed"),
+    [
+        (None, None),
+        ("zoo:efficientnet_lite0", None),
+        ("zoo:efficientnet_lite0", "zoo:efficientnet_lite0"),
+        ("my_net:build(1)", "my_net:build(1)"),
+    ],
+)
+def test_architecture_of_a_recipe_that_is_honoured(stated: str | None, typed: str | None) -> None:
+    assert confirmed_arch(stated, typed) == stated
+
+
+def test_recipe_alone_does_not_decide_what_is_imported() -> None:
+    with pytest.raises(UnsafeFileError, match="'my_net:build'; nothing was imported") as caught:
+        confirmed_arch("my_net:build", None)
+    assert "typing the same --arch" in caught.value.hint
+    for stated in (None, "zoo:efficientnet_lite0", "my_net:build"):
+        with pytest.raises(ConfigError, match="--arch other:build: the recipe is for"):
+            confirmed_arch(stated, "other:build")

@@ -156,6 +156,44 @@ def test_training_mode_is_told_and_left(decomposed: bool) -> None:
     assert capture(loaded.module, loaded.inputs).batch
 
 
+@pytest.mark.parametrize("decomposed", [False, True], ids=["as written", "decomposed"])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.InstanceNorm2d(3, affine=True),
+        nn.InstanceNorm2d(3, track_running_stats=True),
+        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.GroupNorm(1, 3),
+    ],
+    ids=["instance", "instance with statistics", "batch without statistics", "group"],
+)
+def test_normalization_that_computes_its_statistics(norm: nn.Module, decomposed: bool) -> None:
+    # Its operators say `training` in evaluation mode as well, and must keep it.
+    x = torch.randn(2, 3, 5, 5)
+    loaded = load(export(nn.Sequential(norm).eval(), x, decomposed=decomposed))
+    assert differs(loaded, norm.eval()(x), x) < 1e-6
+    assert "training" not in loaded.notes[0]
+
+
+def test_quantization_of_an_archive() -> None:
+    pytest.importorskip("onnxruntime")
+    from edgekit import quantize
+
+    network = Net()
+    report = quantize(
+        export(network, torch.randn(2, 3, 8, 8), dynamic=BATCH),
+        out="result",
+        targets=["onnxruntime"],
+    )
+    assert report.failures == {}
+    assert report.document["model"]["source"] == "exported_program"
+    assert report.recipe.arch is None
+    again = quantize("net.pt2", out="again", recipe=report.recipe)
+    assert again.failures == {}
+    written = [Path(name, "onnxruntime", "model.onnx").read_bytes() for name in ("result", "again")]
+    assert written[0] == written[1]
+
+
 def test_keywords_constants_and_nested_outputs() -> None:
     network, x, scale = Joined(), torch.randn(2, 5), torch.randn(5)
     loaded = load(export(network, x, scale=scale, flag=True))

@@ -20,18 +20,39 @@ _ON_SIZES = re.compile(
 _WITH_GRAPHS = re.compile(
     r"torch\.ops\.higher_order\.(cond|wrap_with_autocast|wrap_with_set_grad_enabled)"
 )
-# All operators of ATen work in memory, except these, which open a file (a test looks for others).
-OPERATORS_ON_FILES = frozenset(("from_file", "save"))
+# Operators that open a file; all others of ATen work in memory (a test looks for more).
+_ON_FILES = frozenset(("from_file", "save"))
+# Operators that trust their indices, with which a file could read and write any memory. Those of
+# the first kind have a twin that checks; those of the last are unsafe for gradients alone.
+_UNCHECKED = re.compile(r".*unsafe.*")
+_CHECKED_TWINS = {
+    "torch.ops.aten._unsafe_index.Tensor": "torch.ops.aten.index.Tensor",
+    "torch.ops.aten._unsafe_index_put.default": "torch.ops.aten.index_put.default",
+}
+_CHECKED = re.compile(r"_unsafe_view|unsafe_(chunk|split|split_with_sizes)")
 
 
-def is_harmless_target(target: str) -> bool:
-    """Whether a program may call ``target``, such as ``torch.ops.aten.add.Tensor``."""
+def does_more_than_compute(name: str) -> bool:
+    """Whether an operator of this name opens files, or skips the checks of its indices."""
+    return name in _ON_FILES or (
+        _UNCHECKED.fullmatch(name) is not None and _CHECKED.fullmatch(name) is None
+    )
+
+
+def harmless_target(target: str) -> str | None:
+    """Return what a program may call for ``target``, such as ``torch.ops.aten.add.Tensor``.
+
+    Returns:
+        The target, or its twin that checks its indices; ``None`` if there is nothing harmless.
+    """
     if _ON_SIZES.fullmatch(target) or _WITH_GRAPHS.fullmatch(target):
-        return True
+        return target
+    target = _CHECKED_TWINS.get(target, target)
     found = _OPERATOR.fullmatch(target)
-    if found is None or found["name"] in OPERATORS_ON_FILES:
-        return False
+    if found is None or does_more_than_compute(found["name"]):
+        return None
     packet = getattr(getattr(torch.ops, found["library"]), found["name"], None)
     if not isinstance(packet, torch._ops.OpOverloadPacket):
-        return False
-    return isinstance(getattr(packet, found["overload"], None), torch._ops.OpOverload)
+        return None
+    known = isinstance(getattr(packet, found["overload"], None), torch._ops.OpOverload)
+    return target if known else None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekit.errors import LoadError, UnsafeFileError
-from edgekit.files.operators import is_harmless_target
+from edgekit.files.operators import harmless_target
 from edgekit.files.shape_expression import SYMBOL, is_shape_expression
 from edgekit.files.wording import printable
 
@@ -113,7 +113,7 @@ class _Check:
         elif key in _ATTRIBUTES:
             allowed = _ATTRIBUTE.fullmatch(text)
         elif key in _TARGETS:
-            allowed = is_harmless_target(text)
+            allowed = harmless_target(text)
         elif key == "expr_str":
             allowed = is_shape_expression(text)
         elif key in _NUMBERS:
@@ -121,7 +121,7 @@ class _Check:
         else:
             allowed = key in _TEXTS
         self.need(allowed, f"'{printable(text)}' as its {printable(key, 40)}")
-        return text
+        return allowed if key in _TARGETS and isinstance(allowed, str) else text
 
     def need(self, allowed: object, what: str) -> None:
         if not allowed:

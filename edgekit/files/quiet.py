@@ -1,11 +1,12 @@
-"""Keep what torch logs about a file away from the terminal, and remember why it gave up."""
+"""Keep what torch says about a file away from the terminal, and remember why it gave up."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class LastError(logging.Handler):
@@ -21,9 +22,9 @@ class LastError(logging.Handler):
             self.error = record.exc_info[1]
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet_torch() -> Iterator[LastError]:
-    """Take over torch's log and silence its warnings while a file is opened or converted."""
+    """Take over torch's log, warnings and standard error while a file is opened or converted."""
     last = LastError()
     names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]
     # torch gives many of its loggers a handler of their own.
@@ -32,7 +33,8 @@ def quiet_torch() -> Iterator[LastError]:
     for logger in loggers:
         logger.handlers[:], logger.propagate = [last], False
     try:
-        with warnings.catch_warnings():
+        # torch.export prints the graph that it cannot follow, besides raising an error.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield last
     finally:

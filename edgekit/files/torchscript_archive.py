@@ -2,7 +2,8 @@
 
 A TorchScript archive holds source code of a small language without imports. It is not run when the
 archive is opened, unless a class restores its own state, and what it can do to the computer is
-limited to the few operators that open files. Archives with either are refused; the rest is written
+limited to the few operators that open files or trust their indices. Archives with either are
+refused; the rest is written
 anew in memory, so that what was checked is what torch opens.
 """
 
@@ -19,7 +20,7 @@ from edgekit.errors import LoadError, UnsafeFileError
 from edgekit.files import torch_save
 from edgekit.files.embedded_pickles import pickle_imports
 from edgekit.files.foreign import refuse_imports
-from edgekit.files.operators import OPERATORS_ON_FILES
+from edgekit.files.operators import does_more_than_compute
 from edgekit.files.pickle_scan import MalformedPickleError, scan_pickle
 from edgekit.files.quiet import quiet_torch
 from edgekit.files.wording import listing, printable
@@ -142,12 +143,12 @@ def _objections(tree: ast.Module) -> Iterator[str]:
                 yield f"uses {node.id}.{library or ''} of another library"
         elif isinstance(node, ast.Attribute):
             name = ast.unparse(node)
-            if node.attr in OPERATORS_ON_FILES:
-                yield f"uses {name}, which opens files"
+            if does_more_than_compute(node.attr):
+                yield f"uses {name}, which does more than compute"
             if name == "__torch__.torch.classes":
                 yield "uses custom classes"
         for text in _attribute_names(node):
-            if not _ATTRIBUTE.fullmatch(text) or text in OPERATORS_ON_FILES:
+            if not _ATTRIBUTE.fullmatch(text) or does_more_than_compute(text):
                 yield f"has an attribute named '{text}'"
 
 

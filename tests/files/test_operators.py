@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the host part needs the extra 'torch'")
 
-from edgekit.files.operators import OPERATORS_ON_FILES, is_harmless_target  # noqa: E402
+from edgekit.files.operators import does_more_than_compute, harmless_target  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,7 @@ from edgekit.files.operators import OPERATORS_ON_FILES, is_harmless_target  # no
         "torch.ops.aten.add.Tensor",
         "torch.ops.aten.conv2d.default",
         "torch.ops.aten.__and__.Tensor",
+        "torch.ops.aten._unsafe_view.default",
         "torch.ops.prims.convert_element_type.default",
         "torch.ops.higher_order.wrap_with_set_grad_enabled",
         "torch.sym_max",
@@ -21,7 +22,7 @@ from edgekit.files.operators import OPERATORS_ON_FILES, is_harmless_target  # no
     ],
 )
 def test_harmless(target: str) -> None:
-    assert is_harmless_target(target)
+    assert harmless_target(target) == target
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,8 @@ def test_harmless(target: str) -> None:
         "torch.ops.aten.__class__.mro",
         "torch.ops.aten.add.__class__",
         "torch.ops.aten.no_such_operator.default",
+        "torch.ops.aten._unsafe_masked_index.default",
+        "torch.ops.aten._sparse_coo_tensor_unsafe.default",
         "torch.ops.c10d.send.default",
         "torch.ops.higher_order.while_loop",
         "torch.nn.Linear",
@@ -48,7 +51,7 @@ def test_harmless(target: str) -> None:
     ],
 )
 def test_other_targets(target: str) -> None:
-    assert not is_harmless_target(target)
+    assert harmless_target(target) is None
 
 
 def test_no_other_operator_takes_the_name_of_a_file() -> None:
@@ -61,5 +64,15 @@ def test_no_other_operator_takes_the_name_of_a_file() -> None:
         and "str" in str(argument.type)
     }
     opened = {name.removeprefix("aten::") for name in found if name.startswith("aten::")}
-    assert opened == OPERATORS_ON_FILES
+    assert opened == {"from_file", "save"}
+    assert all(does_more_than_compute(name) for name in opened)
     assert not [name for name in found if name.startswith(("prims::", "prim::", "torchvision::"))]
+
+
+def test_indices_are_checked() -> None:
+    for name, overload in (("index", "Tensor"), ("index_put", "default")):
+        twin = f"torch.ops.aten.{name}.{overload}"
+        assert harmless_target(f"torch.ops.aten._unsafe_{name}.{overload}") == twin
+        unchecked = getattr(getattr(torch.ops.aten, f"_unsafe_{name}"), overload)._schema
+        checked = getattr(getattr(torch.ops.aten, name), overload)._schema
+        assert [a.name for a in unchecked.arguments] == [a.name for a in checked.arguments]

@@ -82,21 +82,21 @@ SCRIPTS = (
     file_case(
         "TorchScript that writes a file when it is called",
         lambda m: script_with_line(f'torch.save(torch.zeros([1]), "{m}")'),
-        r"uses torch\.save, which opens files",
+        r"uses torch\.save, which does more",
         jit_run,
         words=("quantize", "model.pt", "--input", "1x4"),
     ),
     file_case(
         "TorchScript that makes a file when it is called",
         lambda m: script_with_line(f'input = torch.add(input, torch.from_file("{m}", True, 4))'),
-        r"uses torch\.from_file, which opens files",
+        r"uses torch\.from_file, which does more",
         jit_run,
         words=("quantize", "model.pt", "--input", "1x4"),
     ),
     file_case(
         "TorchScript that writes a file under another name",
         lambda m: script_with_line(f'f = torch.save\n    f(torch.zeros([1]), "{m}")'),
-        r"uses torch\.save, which opens files",
+        r"uses torch\.save, which does more",
         jit_run,
         words=("quantize", "model.pt", "--input", "1x4"),
     ),
@@ -106,6 +106,13 @@ SCRIPTS = (
         "has an attribute named 'save'",
         jit_run,
         words=("quantize", "model.pt", "--input", "1x4"),
+    ),
+    file_case(
+        "TorchScript that reads any memory",
+        lambda _: script_with_line(
+            "w = torch._unsafe_index(input, [None, torch.arange(1000000000, 1000000004)])"
+        ),
+        r"uses torch\._unsafe_index, which does more",
     ),
     file_case(
         "TorchScript with an operator of another library",

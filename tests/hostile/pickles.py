@@ -175,10 +175,19 @@ def _case(name: str, pack: Pack, proof: Callable[[Path], object], arch: bool) ->
 
 
 _ALL = {**{name: (pack, torch_load) for name, pack in _TORCH.items()}, **_OTHER}
-PICKLES = tuple(
-    _case(name, pack, proof, arch)
-    for name, (pack, proof) in _ALL.items()
-    for arch in (False, True)
-    if not arch or name in ("torch.save", "old torch.save, network")
+PICKLES = (
+    *(
+        _case(name, pack, proof, arch)
+        for name, (pack, proof) in _ALL.items()
+        for arch in (False, True)
+        if not arch or name in ("torch.save", "old torch.save, network")
+    ),
+    file_case(
+        "torch.save, inspected",
+        lambda marker: torch_bytes(PickledNet(Command(marker))),
+        NOTHING_RUN,
+        torch_load,
+        words=("inspect", "model.pt"),
+    ),
 )
 assert os.name == "posix", "the commands are for a POSIX shell"

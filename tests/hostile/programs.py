@@ -103,6 +103,38 @@ def make_file(program: dict[str, Any], marker: Path) -> None:
     graph(program)["tensor_values"]["called"] = entry("")["tensor_meta"]
 
 
+def far_index(program: dict[str, Any]) -> None:
+    """Let the program read far beyond its input, by the operator that trusts its indices."""
+    nodes = graph(program)["nodes"]
+    call(program, "torch.ops.aten.arange.start", "")
+    far = nodes[0]
+    far["inputs"] = [
+        {"name": name, "arg": {"as_int": number}, "kind": 1}
+        for name, number in (("start", 10**9), ("end", 10**9 + 4))
+    ]
+    far["outputs"] = [{"as_tensor": {"name": "far"}}]
+    indices = [{"as_none": True}, {"as_tensor": {"name": "far"}}]
+    reading = {
+        "target": "torch.ops.aten._unsafe_index.Tensor",
+        "inputs": [
+            {"name": "self", "arg": {"as_tensor": {"name": "image"}}, "kind": 1},
+            {"name": "indices", "arg": {"as_optional_tensors": indices}, "kind": 1},
+        ],
+        "outputs": [{"as_tensor": {"name": "read"}}],
+        "metadata": {},
+        "is_hop_single_tensor_return": None,
+        "name": "read",
+    }
+    nodes.insert(1, reading)
+    values = graph(program)["tensor_values"]
+    values["far"] = entry("")["tensor_meta"] | {"dtype": 5}
+    values["read"] = values["image"]
+    for node in nodes[2:]:
+        for argument in node["inputs"]:
+            if argument["arg"] == {"as_tensor": {"name": "image"}}:
+                argument["arg"] = {"as_tensor": {"name": "read"}}
+
+
 def symbol(program: dict[str, Any], text: str) -> None:
     for meta in graph(program)["tensor_values"].values():
         for size in meta["sizes"]:
@@ -312,6 +344,15 @@ _LEFT_OUT = (
         codes=("config",),
     ),
 )
+_UNCHECKED = (
+    file_case(  # the operator is replaced by its twin, which finds the index
+        ".pt2, index that reads any memory",
+        lambda _: program_with(far_index),
+        "index .* is out of bounds",
+        words=("quantize", "model.pt", "--targets", "onnxruntime"),
+        codes=("capture",),
+    ),
+)
 _COMPILED = (
     file_case(
         ".pt2, compiled library",
@@ -325,4 +366,4 @@ _COMPILED = (
         "compiled machine code .*nothing was run",
     ),
 )
-PROGRAMS = (*_PICKLED_MEMBERS, *_TEXTS, *_LEFT_OUT, *_COMPILED)
+PROGRAMS = (*_PICKLED_MEMBERS, *_TEXTS, *_LEFT_OUT, *_UNCHECKED, *_COMPILED)
