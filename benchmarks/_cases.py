@@ -89,6 +89,18 @@ CASES: Mapping[str, Case] = {
             published_top1=81.0,
         ),
         Case(
+            name="cifar10_resnet8",
+            arch="benchmarks.networks:cifar10_resnet8",
+            weights="weights/cifar10_resnet8.pt",
+            images="cifar10_test.npz",
+            size=32,
+            mean=(0.0,),
+            std=(1 / 255,),
+            crop=False,
+            convolutions=9,
+            published_top1=75.24,
+        ),
+        Case(
             name="imagenet_mobilenetv1_075",
             arch="benchmarks.networks:mobilenetv1(width=0.75)",
             weights="weights/imagenet_mobilenetv1_075.pt",

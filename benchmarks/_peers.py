@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from benchmarks._images import ImageSet, image_set
+from benchmarks._images import image_set
 from benchmarks._process import answer
 
 _NOISE_SEED = 0
@@ -56,14 +56,42 @@ PEERS: Mapping[str, Callable[[dict[str, Any]], None]] = {
 def run_peer(request: dict[str, Any]) -> dict[str, Any]:
     """Quantize with one peer.
 
-    Request: ``peer``, ``case``, ``data``, ``samples``, ``float`` (ONNX file), ``out``.
+    Request: ``peer``, ``case``, ``data``, ``samples``, ``float`` (ONNX file), ``out``; with
+    ``inputs``, an ``.npz`` file, that file's samples take the place of the images.
     """
     started = time.perf_counter()
     PEERS[request["peer"]](request)
     return {"seconds": round(time.perf_counter() - started, 3)}
 
 
-def _calibration_images(request: dict[str, Any]) -> ImageSet:
+class Calibration(Protocol):
+    """Samples for a peer, as network inputs of batch 1."""
+
+    def __len__(self) -> int: ...
+
+    def input(self, position: int) -> np.ndarray:
+        """Return ``[1, 3, H, W]`` float32."""
+        ...
+
+
+class _Made:
+    """Samples from an ``.npz`` file that ``edgekit synthesize`` wrote."""
+
+    def __init__(self, path: str) -> None:
+        with np.load(path, allow_pickle=False) as archive:
+            (name,) = set(archive.files) - {"labels", "manifest"}
+            self._inputs = archive[name]
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def input(self, position: int) -> np.ndarray:
+        return self._inputs[position : position + 1]
+
+
+def _calibration_images(request: dict[str, Any]) -> Calibration:
+    if "inputs" in request:
+        return _Made(request["inputs"])
     # From the evaluation set itself, which favours the peers: no other labelled set is at hand.
     return image_set(request, request["samples"])
 
@@ -102,7 +130,7 @@ def _preprocessed(request: dict[str, Any]) -> str:
     return prepared
 
 
-def _reader(images: ImageSet) -> Any:
+def _reader(images: Calibration) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]

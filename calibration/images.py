@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from edgekit.capture import CapturedModel
 from edgekit.datasets import list_images, read_image
 from edgekit.errors import CalibrationError
-from edgekit.observe import observe, with_notes
+from edgekit.observe import observe_set, with_notes
 from edgekit.preprocess import preprocess_batch
 from edgekit.quant.statistics import Statistics
+from edgekit.synthetic import SyntheticSet
 from edgekit.types import Progress, no_progress
 
 
@@ -41,15 +42,12 @@ class ImageFolder:
         """
         paths = self._draw()
         size = self.batch if model.batch else 1
-        total = -(-len(paths) // size)
-        statistics = observe(
-            model,
-            self._batches(model, paths, size),
-            method="images",
-            generator=torch.Generator().manual_seed(self.seed),
-            second_moments=second_moments,
-            on_batch=lambda done: progress("calibrate", done / total),
-        )
+        parts = []
+        for start in range(0, len(paths), size):
+            parts.append(self._read(model, paths[start : start + size]))
+            progress("read images", (start + len(parts[-1])) / len(paths) / 2)
+        made = SyntheticSet((torch.cat(parts),), None, "images")
+        statistics = observe_set(model, made, size, seed=self.seed, second_moments=second_moments)
         return with_notes(
             statistics, f"control: calibrated on {len(paths)} real images, so not data-free"
         )
@@ -59,9 +57,7 @@ class ImageFolder:
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(self.seed))
         return sorted(files[index] for index in order[: self.samples].tolist())
 
-    def _batches(
-        self, model: CapturedModel, paths: list[Path], size: int
-    ) -> Iterator[tuple[Tensor, ...]]:
+    def _read(self, model: CapturedModel, paths: list[Path]) -> Tensor:
         if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
             raise CalibrationError(
                 "images:DIR needs a network with one image input, "
@@ -74,6 +70,5 @@ class ImageFolder:
                 "add --preprocessing, for example mean=0.485/0.456/0.406,std=0.229/0.224/0.225,"
                 "resize=256,crop=224",
             )
-        for start in range(0, len(paths), size):
-            images = [read_image(path) for path in paths[start : start + size]]
-            yield (torch.from_numpy(preprocess_batch(images, model.preprocessing)),)
+        images = [read_image(path) for path in paths]
+        return torch.from_numpy(preprocess_batch(images, model.preprocessing))

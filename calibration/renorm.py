@@ -26,6 +26,11 @@ _VARIANCE_FLOOR = 1e-4
 would otherwise be blown up to full spread out of rounding noise."""
 
 
+MARGIN = 1.3
+"""Widening of the ranges: real data has heavier tails than random inputs. Chosen on set A
+(ResNet-20, ResNet-8: logit KL falls by half against 1.0, and 1.6 is no better)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Renorm:
     """Options of the method: sample count, batch size and seed."""
@@ -55,6 +60,7 @@ class Renorm:
             generator=generator,
             overrides=_overrides(model, generator),
             second_moments=second_moments,
+            margin=MARGIN,
             on_batch=lambda done: progress("calibrate", done / total),
         )
         norms = [node for node in model.graph.graph.nodes if op_kind(node) is OpKind.BATCH_NORM]

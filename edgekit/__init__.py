@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgekit.artifacts import export as export
     from edgekit.bench import bench as bench
     from edgekit.capture import capture as capture
     from edgekit.doctor import doctor as doctor
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from edgekit.inspect_model import inspect_model as inspect_model
     from edgekit.inspect_result import inspect_result as inspect_result
     from edgekit.loading import load as load
-    from edgekit.pipeline import export as export
     from edgekit.pipeline import quantize as quantize
     from edgekit.runners import open_artifact as open_artifact
+    from edgekit.synthesize import synthesize as synthesize
     from edgekit.verify import verify as verify
 
     __version__: str
@@ -32,12 +33,13 @@ _EXPORTS = {
     "capture": "edgekit.capture",
     "doctor": "edgekit.doctor",
     "evaluate": "edgekit.evaluate",
-    "export": "edgekit.pipeline",
+    "export": "edgekit.artifacts",
     "inspect_model": "edgekit.inspect_model",
     "inspect_result": "edgekit.inspect_result",
     "load": "edgekit.loading",
     "open_artifact": "edgekit.runners",
     "quantize": "edgekit.pipeline",
+    "synthesize": "edgekit.synthesize",
     "verify": "edgekit.verify",
 }
 
@@ -53,6 +55,7 @@ __all__ = [
     "load",
     "open_artifact",
     "quantize",
+    "synthesize",
     "verify",
 ]
 

@@ -1,4 +1,4 @@
-"""From the name of a calibration to the source that does it."""
+"""From the name of a calibration to statistics of a network's tensors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from typing import Protocol
 
 from edgekit.capture import CapturedModel
 from edgekit.errors import CalibrationError, ConfigError
+from edgekit.graph import OpKind, op_kind
+from edgekit.observe import observe_set, with_notes
+from edgekit.passes.unpinned import widen_unpinned
 from edgekit.quant.statistics import Statistics
-from edgekit.registry import CALIBRATIONS, resolve
+from edgekit.registry import CALIBRATIONS, SYNTHESIZERS, resolve
+from edgekit.synthetic import SyntheticSet, load_synthetic
 from edgekit.types import Effort, Progress, no_progress
 
-ENGINE_OF = {Effort.INSTANT: "renorm", Effort.STANDARD: "renorm", Effort.BEST: "renorm"}
-"""What ``auto`` means for each effort. Slower engines take over the higher levels as they come."""
+ENGINE_OF = {Effort.INSTANT: "renorm", Effort.STANDARD: "distill", Effort.BEST: "distill"}
+"""What ``auto`` means for each effort, where the network allows it (:func:`choose`)."""
+
+_BATCH = 32  # samples that pass through the network at once
 
 
 class CalibrationSource(Protocol):
@@ -30,16 +36,37 @@ class CalibrationSource(Protocol):
         ...
 
 
-def resolve_calibration(name: str, effort: Effort) -> str:
-    """Return the engine that ``auto`` stands for, or ``name`` itself.
+class Synthesizer(Protocol):
+    """Makes inputs for a captured network."""
+
+    def synthesize(
+        self,
+        model: CapturedModel,
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress = no_progress,
+    ) -> SyntheticSet:
+        """Return the inputs, on the CPU."""
+        ...
+
+
+def check_calibration(name: str) -> None:
+    """Refuse a name that cannot work with any network, before work begins.
 
     Raises:
-        ConfigError: there is no such calibration, or its argument is missing.
+        ConfigError: there is no such calibration, or its argument is missing or does not exist.
     """
-    if name == "auto":
-        return ENGINE_OF[effort]
+    if name == "auto" or name in SYNTHESIZERS:
+        return
+    if name.endswith(".npz"):
+        if not Path(name).is_file():
+            raise ConfigError(
+                f"--calibration {name}: there is no such file",
+                "'edgekit synthesize MODEL -o FILE.npz' writes one",
+            )
+        return
     method, colon, argument = name.partition(":")
-    resolve(CALIBRATIONS, method, "calibration")
+    resolve({**CALIBRATIONS, **SYNTHESIZERS}, method, "calibration")
     if (method == "images") != bool(colon and argument):
         raise ConfigError(
             f"--calibration {name}: only 'images' takes an argument, and it needs one",
@@ -47,11 +74,80 @@ def resolve_calibration(name: str, effort: Effort) -> str:
         )
     if argument and not Path(argument).is_dir():
         raise ConfigError(f"--calibration {name}: '{argument}' is not a folder")
-    return name
 
 
-def calibration_source(name: str, samples: int, seed: int) -> CalibrationSource:
-    """Build the source that a resolved name stands for."""
+def choose(model: CapturedModel, name: str, effort: Effort) -> tuple[str, str]:
+    """Return the calibration to use, and why.
+
+    ``auto`` takes the engine of the effort where there is something for it to match: stored
+    statistics of a BatchNorm, and a float input to shape. Otherwise it falls back to renorm.
+    """
+    if name != "auto":
+        return name, "named by --calibration"
+    wanted = ENGINE_OF[effort]
+    if wanted == "renorm":
+        return wanted, f"auto: effort {effort.value} takes seconds"
+    if not any(op_kind(node) is OpKind.BATCH_NORM for node in model.graph.graph.nodes):
+        return "renorm", f"auto: no BatchNorm whose statistics {wanted} could match"
+    if not any(spec.dtype.startswith("float") for spec in model.inputs):
+        return "renorm", f"auto: no float input that {wanted} could shape"
+    return wanted, f"auto: the engine of effort {effort.value}"
+
+
+def synthesizer(name: str, samples: int, seed: int) -> Synthesizer:
+    """Build an engine that makes inputs.
+
+    Raises:
+        ConfigError: the name is no such engine; for renorm, why it cannot be one.
+    """
+    if name == "renorm":
+        raise ConfigError(
+            "renorm makes no inputs that could be handed on: they mean something only in its own "
+            "pass, in which BatchNorms are in batch mode",
+            f"use one of {', '.join(SYNTHESIZERS)}",
+        )
+    made: Synthesizer = resolve(SYNTHESIZERS, name, "engine that makes inputs")(
+        samples=samples, seed=seed
+    )
+    return made
+
+
+def calibrate(
+    model: CapturedModel,
+    name: str,
+    *,
+    samples: int,
+    seed: int,
+    checkpoint: Path | None = None,
+    progress: Progress = no_progress,
+) -> Statistics:
+    """Return statistics of every float activation of a network.
+
+    Args:
+        model: the network, on the device where it is to run.
+        name: engine, control with its argument, or file of inputs.
+        samples: number of samples, where the source makes or draws them.
+        seed: seed of everything random.
+        checkpoint: file that a long run is saved to and continued from.
+        progress: called as the work advances.
+
+    Raises:
+        CalibrationError: the source cannot work with this network, or a tensor is not finite.
+    """
+    if name.endswith(".npz"):
+        made = load_synthetic(Path(name), model.inputs)
+    elif name in SYNTHESIZERS:
+        engine = synthesizer(name, samples, seed)
+        made = engine.synthesize(model, checkpoint=checkpoint, progress=progress)
+    else:
+        return _checked(_source(name, samples, seed).observe(model, progress=progress))
+    statistics = observe_set(model, made, _BATCH, seed=seed)
+    if made.engine in SYNTHESIZERS:
+        statistics = widen_unpinned(model, statistics)
+    return _checked(with_notes(statistics, *made.notes))
+
+
+def _source(name: str, samples: int, seed: int) -> CalibrationSource:
     method, _, argument = name.partition(":")
     factory = resolve(CALIBRATIONS, method, "calibration")
     source: CalibrationSource = (
@@ -62,12 +158,7 @@ def calibration_source(name: str, samples: int, seed: int) -> CalibrationSource:
     return source
 
 
-def check_statistics(statistics: Statistics) -> None:
-    """Refuse statistics that are not finite.
-
-    Raises:
-        CalibrationError: a tensor holds NaN or infinity.
-    """
+def _checked(statistics: Statistics) -> Statistics:
     for name, tensor in statistics.tensors.items():
         if not all(map(_is_finite, (tensor.minimum, tensor.maximum))):
             raise CalibrationError(
@@ -75,6 +166,7 @@ def check_statistics(statistics: Statistics) -> None:
                 f"(range {tensor.minimum} to {tensor.maximum})",
                 "the network overflows on its inputs: check --preprocessing and the weights",
             )
+    return statistics
 
 
 def _is_finite(value: float) -> bool:

@@ -11,8 +11,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from edgekit.canonical.constants import fold_constants
+from edgekit.canonical.decomposed import restore_operators
+from edgekit.canonical.embedding import split_embedding_bags
+from edgekit.canonical.masks import bound_masks
+from edgekit.canonical.pooling import rewrite_pooling
+from edgekit.canonical.products import write_products_as_linear
 from edgekit.errors import CaptureError
-from edgekit.graph import argument, op_name, store
+from edgekit.files.quiet import quiet_torch
+from edgekit.graph import store
 from edgekit.types import InputSpec, OutputSpec, Preprocessing, Task
 
 log = logging.getLogger(__name__)
@@ -42,15 +49,32 @@ class CapturedModel:
         return outputs
 
 
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """What the integer and the boolean inputs of an example hold, everywhere."""
+
+    integers: int = 0
+    booleans: int = 0
+
+
+# A mask of zeros hides everything, or nothing: networks do not agree. Ones are tried first, because
+# most masks say what to keep; a table with a single row takes no other id than zero.
+_FILLS = (Fill(1, 1), Fill(1, 0), Fill(0, 1), Fill(0, 0))
+
+
 def example_inputs(
-    inputs: Sequence[InputSpec], batch: int, generator: torch.Generator | None = None
+    inputs: Sequence[InputSpec],
+    batch: int,
+    generator: torch.Generator | None = None,
+    fill: Fill = _FILLS[-1],
 ) -> tuple[Tensor, ...]:
-    """Draw standard-normal float and zero integer inputs of the declared shapes.
+    """Draw standard-normal float and constant integer inputs of the declared shapes.
 
     Args:
         inputs: the network's inputs.
         batch: size of axis 0 of every input with a dynamic batch.
-        generator: source of randomness; zeros when ``None``.
+        generator: source of the floats' randomness; zeros when ``None``.
+        fill: what the others hold.
     """
     made = []
     for spec in inputs:
@@ -59,8 +83,14 @@ def example_inputs(
         if dtype.is_floating_point and generator is not None:
             made.append(torch.randn(shape, generator=generator).to(dtype))
         else:
-            made.append(torch.zeros(shape, dtype=dtype))
+            made.append(torch.full(shape, _constant(dtype, fill), dtype=dtype))
     return tuple(made)
+
+
+def _constant(dtype: torch.dtype, fill: Fill) -> int:
+    if dtype.is_floating_point:
+        return 0
+    return fill.booleans if dtype == torch.bool else fill.integers
 
 
 def capture(
@@ -84,6 +114,18 @@ def capture(
         return _capture(module, tuple(inputs), task, preprocessing, num_classes)
 
 
+def first_output(module: nn.Module, inputs: Sequence[InputSpec]) -> Tensor | None:
+    """Return the network's first output for one example, ``None`` if that is no tensor.
+
+    Raises:
+        CaptureError: the forward pass fails on the declared inputs.
+    """
+    with _evaluating(module):
+        returned = _probe(module, tuple(inputs)).returned
+    first = next(iter(returned), None)
+    return first if isinstance(first, Tensor) else None
+
+
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     modes = [(part, part.training) for part in module.modules()]
@@ -102,67 +144,97 @@ def _capture(
     preprocessing: Preprocessing | None,
     num_classes: int | None,
 ) -> CapturedModel:
-    reference = _try_forward(module, inputs)
+    probe = _probe(module, inputs)
     wanted = any(spec.dynamic_batch for spec in inputs)
     notes: tuple[str, ...] = ()
     program = None
     if wanted or any(spec.variable_axes for spec in inputs):
         try:
-            program = _export(module, inputs, batch=2)
+            program = _export(module, inputs, probe.fill, batch=2)
         except Exception as error:  # noqa: BLE001 - torch.export raises whatever the network does
             notes = (f"the batch is fixed at 1: torch.export says {_first_line(error)}",)
             log.info("dynamic export failed: %s", error)
     if program is None:
         inputs = tuple(replace(spec, variable_axes=()) for spec in inputs)
         try:
-            program = _export(module, inputs, batch=None)
+            program = _export(module, inputs, probe.fill, batch=None)
         except Exception as error:
             raise CaptureError(
                 f"torch.export cannot capture the network: {_first_line(error)}",
                 "rewrite control flow that depends on tensor values with torch.where or torch.cond",
             ) from error
         wanted = False
-    graph = _faithful_graph(program, inputs, reference)
+    graph = _faithful_graph(program, probe)
     outputs = _output_specs(graph, program, batch=2 if wanted else None)
     return CapturedModel(graph, inputs, outputs, task, preprocessing, num_classes, wanted, notes)
 
 
-def _try_forward(module: nn.Module, inputs: tuple[InputSpec, ...]) -> tuple[object, ...]:
-    """Return the network's own outputs for :func:`_probe`, flat."""
-    try:
-        with torch.no_grad():
-            return tuple(pytree.tree_leaves(module(*_probe(inputs))))
-    except Exception as error:
-        shapes = ", ".join(f"{s.name}:{'x'.join(map(str, s.shape))}:{s.dtype}" for s in inputs)
-        raise CaptureError(
-            f"the network fails on its declared inputs ({shapes}): {_first_line(error)}",
-            "check --input, for example --input 1x3x224x224, once for each input",
-        ) from error
+@dataclass(frozen=True)
+class _Probe:
+    """One example, and what the network itself returns for it, flat."""
+
+    fill: Fill
+    inputs: tuple[Tensor, ...]
+    returned: tuple[object, ...]
 
 
-def _probe(inputs: tuple[InputSpec, ...]) -> tuple[Tensor, ...]:
-    return example_inputs(inputs, 1, torch.Generator().manual_seed(0))
+def _probe(module: nn.Module, inputs: tuple[InputSpec, ...]) -> _Probe:
+    """Run the network on the first example that it takes and answers with finite numbers.
+
+    Raises:
+        CaptureError: it takes none.
+    """
+    taken: list[_Probe] = []
+    failure: Exception | None = None
+    for fill in _fills(inputs):
+        example = example_inputs(inputs, 1, torch.Generator().manual_seed(0), fill)
+        try:
+            with torch.no_grad():
+                returned = tuple(pytree.tree_leaves(module(*example)))
+        except Exception as error:  # noqa: BLE001 - whatever the network raises
+            failure = error
+            continue
+        taken.append(_Probe(fill, example, returned))
+        if all(not isinstance(x, Tensor) or bool(x.isfinite().all()) for x in returned):
+            return taken[-1]
+    if taken:
+        return taken[0]
+    assert failure is not None
+    shapes = ", ".join(f"{s.name}:{'x'.join(map(str, s.shape))}:{s.dtype}" for s in inputs)
+    raise CaptureError(
+        f"the network fails on its declared inputs ({shapes}): {_first_line(failure)}",
+        "check --input, for example --input 1x3x224x224, once for each input",
+    ) from failure
+
+
+def _fills(inputs: tuple[InputSpec, ...]) -> Iterator[Fill]:
+    """Yield the fills that make a difference."""
+    dtypes = {getattr(torch, spec.dtype) for spec in inputs}
+    seen = set()
+    for fill in _FILLS:
+        values = tuple(_constant(dtype, fill) for dtype in dtypes)
+        if values not in seen:
+            seen.add(values)
+            yield fill
 
 
 def _export(
-    module: nn.Module, inputs: tuple[InputSpec, ...], batch: int | None
+    module: nn.Module, inputs: tuple[InputSpec, ...], fill: Fill, batch: int | None
 ) -> torch.export.ExportedProgram:
-    if batch is None:
-        return torch.export.export(module, example_inputs(inputs, 1))
     dim = torch.export.Dim("batch")
     shapes = []
     for spec in inputs:
         axes: dict[int, object] = {0: dim} if spec.dynamic_batch else {}
         axes.update(dict.fromkeys(spec.variable_axes, torch.export.Dim.AUTO))
         shapes.append(axes)
-    return torch.export.export(module, example_inputs(inputs, batch), dynamic_shapes=tuple(shapes))
+    dynamic = None if batch is None else tuple(shapes)
+    with quiet_torch():  # it prints whole graphs that it cannot follow
+        return torch.export.export(
+            module, example_inputs(inputs, batch or 1, fill=fill), dynamic_shapes=dynamic
+        )
 
 
-def _faithful_graph(
-    program: torch.export.ExportedProgram,
-    inputs: tuple[InputSpec, ...],
-    reference: tuple[object, ...],
-) -> fx.GraphModule:
+def _faithful_graph(program: torch.export.ExportedProgram, probe: _Probe) -> fx.GraphModule:
     """Return the flat graph, checked against what the network itself computed.
 
     In-place operators become functional one by one, which keeps the graph as the user wrote it.
@@ -173,10 +245,10 @@ def _faithful_graph(
         CaptureError: neither graph computes what the network does.
     """
     graph = _flat_graph(program)
-    if _agrees(graph, inputs, reference):
+    if _agrees(graph, probe):
         return graph
     graph = _flat_graph(program.run_decompositions({}))
-    if _agrees(graph, inputs, reference):
+    if _agrees(graph, probe):
         return graph
     raise CaptureError(
         "the captured graph does not compute what the network does",
@@ -184,12 +256,10 @@ def _faithful_graph(
     )
 
 
-def _agrees(
-    graph: fx.GraphModule, inputs: tuple[InputSpec, ...], reference: tuple[object, ...]
-) -> bool:
-    expected = [value for value in reference if isinstance(value, Tensor)]
+def _agrees(graph: fx.GraphModule, probe: _Probe) -> bool:
+    expected = [value.detach() for value in probe.returned if isinstance(value, Tensor)]
     with torch.no_grad():
-        got = graph(*_probe(inputs))
+        got = graph(*probe.inputs)
     # the kernels are the same; 1e-3 leaves room for another order of sums, not for a lost operator
     return len(got) == len(expected) and all(
         torch.allclose(g.double(), e.double(), rtol=1e-3, atol=1e-3 * _size(e), equal_nan=True)
@@ -218,11 +288,14 @@ def _flat_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
                 "return tensors only, alone or in a tuple, list or dictionary",
             )
     output.args = (tuple(value for value in flat if value is not None),)
-    _restore_batch_norm(graph)
     _functionalize(graph)
-    _split_means(graph)
-    _count_inside(graph)
+    restore_operators(graph)
+    split_embedding_bags(graph)
+    write_products_as_linear(graph)
+    rewrite_pooling(graph)
+    bound_masks(graph_module)
     graph.eliminate_dead_code()
+    fold_constants(graph_module)
     graph_module.recompile()
     for name, parameter in list(graph_module.named_parameters(remove_duplicate=False)):
         store(graph_module, name, parameter.detach())  # frozen here, not in the user's module
@@ -253,63 +326,6 @@ def _functionalize(graph: fx.Graph) -> None:
         if isinstance(mutated, fx.Node):  # later readers see the changed value
             for user in [user for user in mutated.users if user > node]:
                 user.replace_input_with(mutated, node)
-
-
-def _restore_batch_norm(graph: fx.Graph) -> None:
-    """Write the BatchNorm of decomposed programs as the one operator that it was."""
-    native = torch.ops.aten._native_batch_norm_legit_no_training.default
-    for node in graph.find_nodes(op="call_function", target=native):
-        *tensors, momentum, epsilon = node.args
-        with graph.inserting_before(node):
-            norm = graph.call_function(
-                torch.ops.aten.batch_norm.default, (*tensors, False, momentum, epsilon, False)
-            )
-        norm.meta["val"] = node.meta["val"][0]
-        for item in list(node.users):  # the mean and spread beside it are of no use in evaluation
-            item.replace_all_uses_with(norm)
-            graph.erase_node(item)
-        graph.erase_node(node)
-
-
-def _count_inside(graph: fx.Graph) -> None:
-    """Let average pools without padding count no padding.
-
-    The default counts it, which is the same as long as there is none. But with ``ceil_mode``, where
-    windows reach beyond the edge, integer kernels then divide by cells that torch leaves out.
-    """
-    for node in graph.nodes:
-        if not op_name(node).startswith("avg_pool"):
-            continue
-        padding = argument(node, 3, "padding", 0)
-        if any(padding if isinstance(padding, (list, tuple)) else [padding]):
-            continue
-        names = ("stride", "padding", "ceil_mode")
-        given = (argument(node, place, name) for place, name in enumerate(names, start=2))
-        stride, _, ceil = given
-        divisor = argument(node, 6, "divisor_override")
-        node.args = (*node.args[:2], stride or node.args[1], padding, bool(ceil), False)
-        node.kwargs = {} if divisor is None else {"divisor_override": divisor}
-
-
-def _split_means(graph: fx.Graph) -> None:
-    """Write ``mean`` over all positions as a pooling that keeps its axes, and a flatten.
-
-    Runtimes have an integer kernel for the former, and the latter moves no values.
-    """
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.mean.dim):
-        value = node.args[0].meta["val"]
-        axes = sorted(axis % value.dim() for axis in node.args[1])
-        if argument(node, 2, "keepdim", False) or value.dim() < 3:
-            continue
-        if axes != list(range(2, value.dim())):
-            continue
-        with graph.inserting_before(node):
-            pooled = graph.call_function(node.target, (node.args[0], axes, True))
-            flat = graph.call_function(torch.ops.aten.flatten.using_ints, (pooled, 1))
-        pooled.meta["val"] = node.meta["val"].reshape(*node.meta["val"].shape, *(1,) * len(axes))
-        flat.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(flat)
-        graph.erase_node(node)
 
 
 def _output_specs(

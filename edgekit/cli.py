@@ -48,6 +48,10 @@ WhichWeights = Annotated[
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Run the code in MODEL where opening it needs that.")
 ]
+CheckpointFile = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FILE", help="Where a long calibration goes on from."),
+]
 TargetNames = Annotated[
     str | None, typer.Option("--targets", metavar="A,B", help="Of onnxruntime,openvino,tensorrt.")
 ]
@@ -93,9 +97,12 @@ def quantize(
     scheme: Annotated[str, typer.Option(metavar="w8a8", help="Widths of the integers.")] = "w8a8",
     targets: TargetNames = None,
     calibration: Annotated[
-        str, typer.Option(metavar="C", help="auto, renorm, or a control: noise, images:DIR.")
+        str,
+        typer.Option(
+            metavar="C", help="auto, renorm, distill, clusterq, FILE.npz; noise, images:DIR."
+        ),
     ] = "auto",
-    effort: Annotated[Effort, typer.Option(help="Budget of time.")] = Effort.INSTANT,
+    effort: Annotated[Effort, typer.Option(help="Budget of time.")] = Effort.STANDARD,
     cpu: Annotated[
         Cpu, typer.Option(help="CPU to be exact on; avx2 is exact on every x86 CPU.")
     ] = Cpu.AVX2,
@@ -114,6 +121,7 @@ def quantize(
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda", help="Where calibration runs.")
     ] = "auto",
+    checkpoint: CheckpointFile = None,
     weights: WhichWeights = None,
     trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
@@ -144,6 +152,7 @@ def quantize(
             min_agreement=min_agreement,
             seed=seed,
             device=device,
+            checkpoint=checkpoint,
             trust_pickle=trust_pickle,
             weights=weights,
             progress=context.obj.settling(progress),
@@ -154,6 +163,66 @@ def quantize(
     pipeline.raise_for_failures(report)
     if as_json:
         write_json({**document, "out": str(folder)})
+
+
+@app.command()
+def synthesize(
+    context: typer.Context,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="File of weights.")],
+    samples: Annotated[
+        int, typer.Option("-n", "--samples", min=1, metavar="N", help="Samples to make.")
+    ] = 256,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FILE", help="File to write, .npz.")
+    ] = Path("calib.npz"),
+    engine: Annotated[str, typer.Option(metavar="E", help="distill or clusterq.")] = "distill",
+    arch: Annotated[
+        str | None, typer.Option(metavar="A", help="zoo:NAME or 'module:factory(width=0.75)'.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="SHAPE", help="[NAME:]1x3x224x224[:DTYPE]; repeatable."),
+    ] = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(metavar="P", help="As in mean=0.5,std=0.5,resize=256,crop=224."),
+    ] = None,
+    task: Annotated[Task | None, typer.Option(help="What the first output means.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where the work is done.")
+    ] = "auto",
+    checkpoint: CheckpointFile = None,
+    weights: WhichWeights = None,
+    trust_pickle: TrustPickle = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make inputs for MODEL, with which any other quantizer can be calibrated."""
+    with working("load") as progress:
+        require("torch", extra="torch")
+        from edgekit.synthesize import synthesize as run_synthesis
+
+        made = run_synthesis(
+            model,
+            out=out,
+            samples=samples,
+            engine=engine,
+            arch=arch,
+            inputs=[parse_input(text) for text in inputs or ()],
+            preprocessing=None if preprocessing is None else parse_preprocessing(preprocessing),
+            task=task,
+            seed=seed,
+            device=device,
+            checkpoint=checkpoint,
+            trust_pickle=trust_pickle,
+            weights=weights,
+            progress=context.obj.settling(progress),
+        )
+    document = made.to_dict()
+    if as_json:
+        write_json(document)
+    else:
+        write(tables.synthesis(document))
 
 
 @app.command()
@@ -344,7 +413,8 @@ def _refuse_what_the_recipe_fixes(context: typer.Context) -> None:
         raise ConfigError(
             f"--recipe fixes {', '.join(given)} already",
             "beside --recipe only --arch, --weights, --trust-pickle, --out, --min-agreement, "
-            "--device and --json may be given; to change more, edit a copy of the recipe",
+            "--device, --checkpoint and --json may be given; to change more, edit a copy of the "
+            "recipe",
         )
 
 

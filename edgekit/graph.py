@@ -32,10 +32,15 @@ class OpKind(str, enum.Enum):
     ZERO_PAD = "zero_pad"
     IDENTITY = "identity"  # dropout in evaluation, contiguous, clone
     BATCH_NORM = "batch_norm"
+    RECURRENT = "recurrent layer"
+    EMBEDDING_BAG = "embedding bag"
+    CONSTANT_PRODUCT = "product with a constant"  # and not a linear layer
     OTHER = "other"
 
 
 WEIGHTED = frozenset({OpKind.CONV, OpKind.CONV_TRANSPOSE, OpKind.LINEAR})
+FLOAT_WEIGHTED = frozenset({OpKind.RECURRENT, OpKind.EMBEDDING_BAG, OpKind.CONSTANT_PRODUCT})
+"""Kinds that multiply or sum up stored weights and that no target runs on integers."""
 
 _NAMES: dict[OpKind, str] = {
     OpKind.CONV: "conv1d conv2d conv3d",
@@ -53,8 +58,13 @@ _NAMES: dict[OpKind, str] = {
     "select expand chunk split t movedim pixel_shuffle pixel_unshuffle channel_shuffle",
     OpKind.IDENTITY: "dropout feature_dropout contiguous clone alias detach",
     OpKind.BATCH_NORM: "batch_norm",
+    OpKind.RECURRENT: "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
+    OpKind.EMBEDDING_BAG: "embedding_bag",
 }
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
+_PRODUCTS = frozenset(
+    "matmul bmm mm mv einsum baddbmm addbmm addmm addmv bilinear convolution conv_tbc".split()  # noqa: SIM905 - a table like the one above
+)
 
 
 def op_name(node: fx.Node) -> str:
@@ -74,6 +84,8 @@ def op_kind(node: fx.Node) -> OpKind:
         return OpKind.ZERO_PAD if _pads_with_zero(node) else OpKind.OTHER
     if name in ("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d") and _pools_everything(node):
         return OpKind.GLOBAL_POOL
+    if name in _PRODUCTS and any(arg.op == "get_attr" for arg in node.all_input_nodes):
+        return OpKind.CONSTANT_PRODUCT
     if name in ("add", "mul") and not all(isinstance(a, fx.Node) for a in node.args[:2]):
         return OpKind.OTHER  # a sum or product with a number
     return _KINDS.get(name, OpKind.OTHER)
@@ -168,6 +180,24 @@ def constant(graph_module: fx.GraphModule, node: object) -> Tensor | None:
     """Return the tensor behind a ``get_attr`` node, or ``None`` for anything else."""
     if isinstance(node, fx.Node) and node.op == "get_attr":
         return fetch(graph_module, str(node.target))
+    return None
+
+
+def stored_weights(node: fx.Node) -> list[fx.Node]:
+    """Return the parameters of at least two axes that an operator reads itself."""
+    return [
+        arg
+        for arg in node.all_input_nodes
+        if arg.op == "get_attr" and is_float_tensor(arg) and arg.meta["val"].dim() >= 2
+    ]
+
+
+def schema_argument(node: fx.Node, name: str) -> object:
+    """Return an argument by the name that the operator's schema gives it."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for position, stated in enumerate(node.target._schema.arguments):
+        if stated.name == name:
+            return argument(node, position, name, stated.default_value)
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from edgekit.calibrate import resolve_calibration
+from edgekit.calibrate import choose
 from edgekit.capture import CapturedModel, capture
 from edgekit.graph import (
     WEIGHTED,
@@ -146,7 +146,7 @@ def inspect_model(
     preprocessing: Preprocessing | None = None,
     task: Task | None = None,
     cpu: Cpu = Cpu.AVX2,
-    effort: Effort = Effort.INSTANT,
+    effort: Effort = Effort.STANDARD,
     trust_pickle: bool = False,
     weights: str | None = None,
 ) -> ModelInspection:
@@ -184,6 +184,7 @@ def inspect_model(
     )
     counts = Counter(op_name(node) for node in captured.graph.graph.nodes)
     norms = {name: counts[key] for key, name in _NORMALIZATIONS.items() if counts[key]}
+    calibration, reason = choose(captured, "auto", effort)
     return ModelInspection(
         model=str(model),
         loaded=loaded,
@@ -191,8 +192,8 @@ def inspect_model(
         parameters=sum(parameter.numel() for parameter in loaded.module.parameters()),
         normalizations=norms,
         operators=_operators(captured),
-        calibration=resolve_calibration("auto", effort),
-        reasons=tuple(_calibration_reasons(captured, norms)),
+        calibration=calibration,
+        reasons=(reason, *_calibration_reasons(captured, norms)),
         layers=tuple(_layers(captured, cpu)),
     )
 

@@ -18,6 +18,7 @@ from edgekit.runners.onnx_graph import GraphNode, read_initializers, read_onnx_g
 
 SCHEMA_VERSION = 1
 INT8 = "int8"
+_PIXELS = "preprocessing"
 _REPORT, _CODES = "report.json", "quantized.safetensors"
 _TYPES = {"I8": np.int8, "F32": np.float32}
 
@@ -30,7 +31,7 @@ class LayerRecord:
         name: its module path.
         weight_shape: sizes of its weight.
         input_range, output_range: values that calibration assumed; ``None`` where not recorded.
-        rule: what set the output range.
+        input_rule, rule: what set the input range, and the output range.
         weight_sqnr_db: rounding error of its weights before repairs; ``None`` where unknown.
         precision: target to what the runtime ran it in; planned, where it was not executed.
         float_reason: target to the reason, where it does not run on integers.
@@ -41,6 +42,7 @@ class LayerRecord:
     weight_shape: tuple[int, ...]
     input_range: tuple[float, float] | None
     output_range: tuple[float, float] | None
+    input_rule: str | None
     rule: str | None
     weight_sqnr_db: float | None
     precision: Mapping[str, str]
@@ -54,6 +56,7 @@ class LayerRecord:
             "weight_shape": list(self.weight_shape),
             "input_range": None if self.input_range is None else list(self.input_range),
             "output_range": None if self.output_range is None else list(self.output_range),
+            "input_rule": self.input_rule,
             "rule": self.rule,
             "weight_sqnr_db": self.weight_sqnr_db,
             "precision": dict(self.precision),
@@ -94,6 +97,7 @@ class ResultInspection:
                 for name, target in self.report["targets"].items()
             },
             "layers": [layer.to_dict() for layer in self.layers],
+            "tensors": dict(self.report["tensors"]),
         }
 
 
@@ -141,7 +145,7 @@ def _input_tensors(manifest: Manifest) -> dict[str, dict[str, Any]]:
     low = min((0 - mean) / std for mean, std in pairs)
     high = max((1.0 * plain.range - mean) / std for mean, std in pairs)
     images = [s for s in manifest.inputs if len(s.shape) == 4 and s.dtype == "float32"]
-    return {spec.name: {"minimum": low, "maximum": high} for spec in images}
+    return {spec.name: {"minimum": low, "maximum": high, "rule": _PIXELS} for spec in images}
 
 
 def _layer(
@@ -161,7 +165,8 @@ def _layer(
         weight_shape=tuple(codes[0].shape),
         input_range=_range(tensors.get(read)),
         output_range=_range(tensors.get(written)),
-        rule=None if written not in tensors else tensors[written]["rule"],
+        input_rule=_rule(tensors.get(read)),
+        rule=_rule(tensors.get(written)),
         weight_sqnr_db=None if weight is None else _sqnr_db(weight, *codes),
         precision={t: _precision(name, entry) for t, entry in targets.items()},
         float_reason={t: found[name] for t, found in reasons.items() if name in found},
@@ -171,6 +176,10 @@ def _layer(
 
 def _range(tensor: Mapping[str, Any] | None) -> tuple[float, float] | None:
     return None if tensor is None else (tensor["minimum"], tensor["maximum"])
+
+
+def _rule(tensor: Mapping[str, Any] | None) -> str | None:
+    return None if tensor is None else str(tensor["rule"])
 
 
 def _precision(name: str, target: Mapping[str, Any]) -> str:

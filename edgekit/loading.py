@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from edgekit.architecture import parse_arch
-from edgekit.errors import ConfigError
+from edgekit.capture import first_output
+from edgekit.errors import CaptureError, ConfigError
 from edgekit.files.reader import read_file
 from edgekit.files.wording import printable
 from edgekit.network import Request, build_network
@@ -60,7 +61,8 @@ def load(
             alone. The current directory is importable.
         inputs: shapes of the network's inputs.
         preprocessing: how an image becomes the first input.
-        task: what the first output means.
+        task: what the first output means. Where nothing states it, one row of several numbers is
+            taken for the scores of classes, and anything else for no more than numbers.
         trust_pickle: open also what runs code when it is opened, such as a pickled network.
         weights: which of several sets of weights in the file, such as ``ema``.
 
@@ -82,8 +84,8 @@ def load(
         notes += ("the file was trusted: opening it ran the code that it contains",)
     chosen_task = task or network.task
     if chosen_task is None:
-        chosen_task = Task.CLASSIFICATION
-        notes += ("the task is not stated: taken as classification",)
+        chosen_task, note = _assumed_task(network.module, network.inputs)
+        notes += (note,)
     return LoadedModel(
         network.module,
         network.inputs,
@@ -95,6 +97,22 @@ def load(
         content.sha256,
         notes,
     )
+
+
+def _assumed_task(module: nn.Module, inputs: Sequence[InputSpec]) -> tuple[Task, str]:
+    """Return what the network seems to be for, and a note that says so."""
+    try:
+        output = first_output(module, inputs)
+    except CaptureError:  # whoever captures the network will report it
+        output = None
+    stated = "the task is not stated: taken as"
+    if output is None:
+        return Task.OTHER, f"{stated} {Task.OTHER.value}"
+    shape = tuple(output.shape)
+    if len(shape) == 2 and shape[0] == 1 and shape[1] > 1 and output.dtype.is_floating_point:
+        return Task.CLASSIFICATION, f"{stated} {Task.CLASSIFICATION.value}"
+    shown = "x".join(map(str, shape)) or "a single number"
+    return Task.OTHER, f"{stated} {Task.OTHER.value}, because the first output is {shown}"
 
 
 def _check_preprocessing(preprocessing: Preprocessing, spec: InputSpec) -> None:

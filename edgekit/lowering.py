@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from edgekit.graph import WEIGHTED, OpKind, clamp_bounds, op_kind
+from edgekit.graph import FLOAT_WEIGHTED, WEIGHTED, OpKind, op_kind, op_name
 from edgekit.quant.affine import QParams, WeightCodes
 from edgekit.quant.saturation import Pairing
-from edgekit.sites import SITE, SitedModel
+from edgekit.sites import SITE, SitedModel, has_computed_weight
 from edgekit.types import TensorScheme
 
 TRANSPARENT = frozenset({OpKind.LAYOUT, OpKind.IDENTITY, OpKind.MAX_POOL, OpKind.ZERO_PAD})
@@ -34,6 +34,8 @@ class LoweringProfile:
         pairing: how the target's kernels sum products in 16 bits.
         float16: what is not integer is computed in FP16; scales are FP16 numbers.
         integer_bias: biases are rounded to int32 in the accumulator's scale.
+        float_reasons: what the target does with kinds that have weights and no integer kernel. A
+            kind of ``integer_kinds`` with a reason is quantized, but computed in float.
     """
 
     target: str
@@ -46,6 +48,7 @@ class LoweringProfile:
     pairing: Pairing
     float16: bool = False
     integer_bias: bool = False
+    float_reasons: Mapping[OpKind, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Placement:
 
     ``tensors`` maps each quantized tensor to the tensor whose grid it takes; ``edges`` lists the
     indices of activation and output sites that are quantized; ``absorbed`` names clamps that the
-    exporter removes; ``integer`` names the operators that run on integers; ``float_layers`` gives
-    the reason for every weighted layer that does not.
+    exporter removes; ``integer`` names the operators whose inputs are quantized; ``float_layers``
+    gives the reason for every weighted layer that does not run on integers.
     """
 
     tensors: Mapping[str, str]
@@ -95,10 +98,14 @@ def place(sited: SitedModel, profile: LoweringProfile, reasons: Mapping[str, str
     """
     graph = sited.model.graph.graph
     nodes = [node for node in graph.nodes if node.op == "call_function" and node.target is not SITE]
+    computed = {node for node in nodes if has_computed_weight(node, sited.active)}
     integer = {
         node
         for node in nodes
-        if op_kind(node) in profile.integer_kinds and node.name not in reasons
+        if op_kind(node) in profile.integer_kinds
+        and node.name not in reasons
+        and node not in computed
+        and not _makes_scores(node)
     }
     wanted = _wanted_inputs(nodes, integer)
     absorbed = {node for node in nodes if _absorbable(node, profile, integer, wanted)}
@@ -119,12 +126,11 @@ def place(sited: SitedModel, profile: LoweringProfile, reasons: Mapping[str, str
     for index in edges:
         source = sited.node(sited.sites[index].tensor)
         tensors[source.name] = _grid_owner(source, edges, sited).name
+    weighted = computed | {n for n in nodes if op_kind(n) in WEIGHTED | FLOAT_WEIGHTED}
     float_layers = {
-        node.name: reasons.get(
-            node.name, f"{profile.target} has no integer kernel for {op_kind(node).value}"
-        )
+        node.name: reasons.get(node.name, _float_reason(node, profile, node in computed))
         for node in nodes
-        if op_kind(node) in WEIGHTED and node not in integer
+        if node in weighted and (node not in integer or op_kind(node) in profile.float_reasons)
     }
     return Placement(
         tensors, frozenset(edges), frozenset(n.name for n in absorbed),
@@ -132,9 +138,22 @@ def place(sited: SitedModel, profile: LoweringProfile, reasons: Mapping[str, str
     )  # fmt: skip
 
 
-def clamp_ceiling(sited: SitedModel, name: str) -> float | None:
-    """Return the upper bound of a clamp node, or ``None``."""
-    return clamp_bounds(sited.node(name))[1]
+def _makes_scores(node: fx.Node) -> bool:
+    """Whether a sum goes to a softmax alone: an integer one would only round what masks widen."""
+    readers = _readers(node)
+    return (
+        op_kind(node) is OpKind.ADD
+        and bool(readers)
+        and all(op_name(reader) in ("softmax", "_softmax") for reader in readers)
+    )
+
+
+def _float_reason(node: fx.Node, profile: LoweringProfile, computed: bool) -> str:
+    if computed:
+        return "its weight is computed by the network and cannot be folded into a constant"
+    kind = op_kind(node)
+    default = f"{profile.target} has no integer kernel for {kind.value}"
+    return profile.float_reasons.get(kind, default)
 
 
 def source_of(node: fx.node.Argument) -> fx.Node | None:

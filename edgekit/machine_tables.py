@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -187,6 +188,8 @@ def _result_lines(document: Mapping[str, Any]) -> Iterator[str]:
     calibration = document["calibration"]
     yield f"calibration: {calibration['method']}, {calibration['samples']} samples"
     yield from calibration["notes"]
+    rules = Counter(tensor["rule"] for tensor in document["tensors"].values())
+    yield from (f"  {count} ranges: {rule}" for rule, count in rules.most_common())
     for name, target in document["targets"].items():
         if target["status"] != "ok":
             yield f"{name}: failed"

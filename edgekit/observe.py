@@ -19,6 +19,7 @@ from edgekit.graph import (
     op_kind,
 )
 from edgekit.quant.statistics import Statistics, TensorObserver
+from edgekit.synthetic import SyntheticSet
 
 NodeOverride = Callable[[fx.Node, tuple[object, ...]], object]
 """Computes a node instead of its operator, from the node and its evaluated arguments."""
@@ -80,6 +81,7 @@ def observe(
     generator: torch.Generator,
     overrides: Mapping[str, NodeOverride] | None = None,
     second_moments: Sequence[str] = (),
+    margin: float = 1.0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Statistics:
     """Feed batches through the graph and return statistics of every float activation.
@@ -91,10 +93,11 @@ def observe(
         generator: picks the sampled values.
         overrides: nodes, by name, that the method computes differently.
         second_moments: weighted nodes whose input second moments are wanted.
+        margin: widening of the ranges that the samples need (see :class:`TensorStatistics`).
         on_batch: called with the number of finished batches.
     """
     observers = {
-        node.name: TensorObserver(channel_axis(node), generator, method)
+        node.name: TensorObserver(channel_axis(node), generator, method, margin)
         for node in _observable(model.graph)
     }
     layers = {name: _MomentSum() for name in second_moments}
@@ -112,6 +115,35 @@ def observe(
         samples=seen,
         second_moments={name: moments.mean() for name, moments in layers.items()},
     )
+
+
+def observe_set(
+    model: CapturedModel,
+    made: SyntheticSet,
+    size: int,
+    *,
+    seed: int,
+    second_moments: Sequence[str] = (),
+) -> Statistics:
+    """Feed a set of inputs through the unaltered network; the statistics keep the set.
+
+    Args:
+        model: the network, on the device where it is to run.
+        made: the inputs.
+        size: samples at a time, where the network takes any number.
+        seed: picks the sampled values.
+        second_moments: weighted nodes whose input second moments are wanted.
+    """
+    device = next((p.device for p in model.graph.state_dict().values()), torch.device("cpu"))
+    batches = made.batches(size if model.batch else model.inputs[0].shape[0])
+    statistics = observe(
+        model,
+        (tuple(value.to(device) for value in batch) for batch in batches),
+        method=made.engine,
+        generator=torch.Generator().manual_seed(seed),
+        second_moments=second_moments,
+    )
+    return replace(statistics, inputs=made)
 
 
 def with_notes(statistics: Statistics, *notes: str) -> Statistics:

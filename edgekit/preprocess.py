@@ -106,3 +106,28 @@ def _normalize(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
         pixels /= np.float32(255.0)
     normalized: np.ndarray = (pixels - mean) / std
     return normalized
+
+
+def to_pixels(value: np.ndarray, preprocessing: Preprocessing | None) -> np.ndarray:
+    """Turn a network input back into an image that can be looked at.
+
+    Args:
+        value: ``[C, H, W]`` with one or three channels.
+        preprocessing: what made such inputs; if ``None``, the values found are spread over 0..255.
+
+    Returns:
+        ``[H, W, 3]`` uint8 RGB.
+    """
+    pixels = value.astype(np.float32)
+    if preprocessing is None:
+        low, high = float(pixels.min()), float(pixels.max())
+        pixels = (pixels - low) * (255.0 / max(high - low, 1e-12))
+    else:
+        mean = np.asarray(preprocessing.mean, dtype=np.float32).reshape(-1, 1, 1)
+        std = np.asarray(preprocessing.std, dtype=np.float32).reshape(-1, 1, 1)
+        pixels = (pixels * std + mean) * (255.0 if preprocessing.range == 1 else 1.0)
+    image = np.clip(np.rint(pixels), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    reverse = preprocessing is not None and preprocessing.color == "bgr"
+    return np.ascontiguousarray(image[:, :, ::-1] if reverse else image)

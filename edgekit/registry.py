@@ -16,6 +16,10 @@ CALIBRATIONS: Mapping[str, str] = {
     "noise": "edgekit.calibration.noise:GaussianNoise",
     "images": "edgekit.calibration.images:ImageFolder",
 }
+SYNTHESIZERS: Mapping[str, str] = {
+    "distill": "edgekit.calibration.distill:Distill",
+    "clusterq": "edgekit.calibration.clusterq:ClusterQ",
+}
 TARGETS: Mapping[str, str] = {
     "onnxruntime": "edgekit.exporters.onnxruntime:OnnxRuntimeTarget",
     "openvino": "edgekit.exporters.openvino:OpenVinoTarget",

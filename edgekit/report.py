@@ -13,7 +13,6 @@ from edgekit.environment import cpu_description, package_versions, peak_memory_b
 from edgekit.loading import LoadedModel
 from edgekit.lowering import LoweredModel
 from edgekit.manifest import FileEntry, Manifest, TargetEntry, write_manifest
-from edgekit.quant.statistics import TensorStatistics
 from edgekit.quantized import QuantizedModel
 from edgekit.recipe import Recipe
 from edgekit.types import Artifact
@@ -133,17 +132,10 @@ def _tensors(quantized: QuantizedModel) -> dict[str, Any]:
             "minimum": stats.minimum,
             "maximum": stats.maximum,
             "prior": None if stats.prior is None else list(stats.prior),
-            "rule": _rule(stats),
+            "rule": stats.rule,
         }
         for name, stats in quantized.statistics.tensors.items()
     }
-
-
-def _rule(stats: TensorStatistics) -> str:
-    """Say what set the range of a tensor."""
-    if stats.prior is None or (stats.minimum >= stats.prior[0] and stats.maximum <= stats.prior[1]):
-        return stats.rule
-    return f"{stats.rule}, bounded by the normalization's stored parameters"
 
 
 def write_result_files(report: Report, directory: Path) -> None:

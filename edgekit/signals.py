@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 
 import torch
@@ -13,7 +14,8 @@ from edgekit.capture import CapturedModel
 from edgekit.graph import OpKind, constant, op_kind, op_name
 from edgekit.types import InputSpec, Preprocessing
 
-_SPREAD = 0.27  # standard deviation of natural image pixels, as a fraction of their range
+PIXEL_SPREAD = 0.27
+"""Standard deviation of natural image pixels, as a fraction of their range."""
 
 
 def input_domain(
@@ -29,6 +31,15 @@ def input_domain(
     low = min((0.0 - m) / s for m, s in zip(mean, std, strict=True))
     high = max((top - m) / s for m, s in zip(mean, std, strict=True))
     return low, high
+
+
+def signal_bounds(
+    spec: InputSpec, preprocessing: Preprocessing | None
+) -> tuple[float, float] | None:
+    """Return the bounds of a zero-mean, unit-spread signal that fills the input's domain."""
+    if input_domain(spec, preprocessing) is None:
+        return None
+    return -0.5 / PIXEL_SPREAD, 0.5 / PIXEL_SPREAD
 
 
 def structured_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -136,7 +147,7 @@ def _draw(
     domain = (0.0, 255.0) if dtype == torch.uint8 else input_domain(spec, model.preprocessing)
     if domain is not None:
         low, high = domain
-        noise = ((low + high) / 2 + noise * _SPREAD * (high - low)).clamp(low, high)
+        noise = ((low + high) / 2 + noise * PIXEL_SPREAD * (high - low)).clamp(low, high)
     return noise.to(dtype)
 
 
@@ -154,11 +165,35 @@ def _along_time(
 
 
 def _rows(model: CapturedModel, node: fx.Node) -> int:
-    """Return the number of ids that an integer input may hold: its smallest embedding table."""
-    rows = [
-        table.shape[0]
-        for user in node.users
-        if op_name(user) in ("embedding", "embedding_bag")
-        and (table := constant(model.graph, user.args[0])) is not None
-    ]
+    """Return the number of ids that an integer input may hold: its smallest embedding table.
+
+    Casts, slices and other layouts of the input hold the same ids.
+    """
+    rows: list[int] = []
+    pending, seen = [node], {node}
+    while pending:
+        ids = pending.pop()
+        for user in ids.users:
+            table = constant(model.graph, user.args[0]) if user.args else None
+            if table is not None and op_name(user) in ("embedding", "embedding_bag"):
+                rows.append(table.shape[0])
+            elif table is not None and op_name(user) in ("index", "index_select"):
+                rows.append(table.shape[_indexed_axis(user, ids)])
+            elif user not in seen and _holds_ids(user):
+                seen.add(user)
+                pending.append(user)
     return min(rows, default=2)
+
+
+def _holds_ids(node: fx.Node) -> bool:
+    moves = op_name(node) in ("to", "_to_copy") or node.target is operator.getitem
+    return moves or op_kind(node) in (OpKind.LAYOUT, OpKind.IDENTITY)
+
+
+def _indexed_axis(node: fx.Node, ids: fx.Node) -> int:
+    """Return the axis of a constant that ids pick from."""
+    at = node.args[1]
+    if isinstance(at, (list, tuple)):  # table[:, ids] is index(table, [None, ids])
+        return next(axis for axis, value in enumerate(at) if value is ids)
+    assert isinstance(at, int)
+    return at

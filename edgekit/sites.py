@@ -9,13 +9,23 @@ from __future__ import annotations
 import copy
 import enum
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
 from edgekit.capture import CapturedModel
-from edgekit.graph import WEIGHTED, activation_nodes, is_float_tensor, op_kind
+from edgekit.graph import (
+    FLOAT_WEIGHTED,
+    WEIGHTED,
+    OpKind,
+    activation_nodes,
+    is_float_tensor,
+    op_kind,
+    schema_argument,
+    stored_weights,
+)
 
 _LIBRARY = torch.library.Library("edgekit", "DEF")
 _LIBRARY.define("site(Tensor x, int index) -> Tensor")
@@ -62,6 +72,11 @@ class SitedModel:
         """Return a node of the graph by name."""
         found: fx.Node = self._nodes[name]
         return found
+
+    @functools.cached_property
+    def active(self) -> frozenset[fx.Node]:
+        """The nodes whose value depends on a network input."""
+        return frozenset(activation_nodes(self.model.graph.graph))
 
     @functools.cached_property
     def _nodes(self) -> dict[str, fx.Node]:
@@ -121,9 +136,67 @@ def _weight_arguments(node: fx.Node) -> dict[fx.Node, Role]:
 
 def layer_name(node: fx.Node) -> str:
     """Return the name by which users know a weighted layer: its module path."""
+    if op_kind(node) in FLOAT_WEIGHTED:
+        names = [str(weight.target) for weight in stored_weights(node)]
+        if op_kind(node) is OpKind.RECURRENT:  # r.weight_ih_l0, r.weight_hh_l0, ...
+            names = [name.rpartition(".")[0] for name in names]
+        return names[0].removesuffix(".weight") if names and names[0] else node.name
     weight = node.args[1]
     while isinstance(weight, fx.Node) and weight.target is SITE:
         weight = weight.args[0]
     if isinstance(weight, fx.Node) and weight.op == "get_attr":
         return str(weight.target).removesuffix(".weight")
     return node.name
+
+
+def layer_names(sited: SitedModel) -> dict[int, str]:
+    """Return the name of the layer at each weight site; a layer called again gets a number."""
+    names: dict[int, str] = {}
+    for site in sited.sites:
+        if site.role is Role.WEIGHT:
+            names[site.index] = _numbered(layer_name(sited.node(site.consumer)), names.values())
+    return names
+
+
+def weighted_layers(sited: SitedModel) -> dict[str, str]:
+    """Return every layer with weights, by name, with the node that computes it.
+
+    These are the layers with a weight site, those whose weight stays computed, and what no target
+    runs on integers: recurrent layers (each of a stack by itself), bags of embeddings and products
+    with a constant.
+    """
+    sites = {site.consumer: site.index for site in sited.sites if site.role is Role.WEIGHT}
+    names = layer_names(sited)
+    found: dict[str, str] = {}
+    for node in sited.model.graph.graph.nodes:
+        if node.name in sites:
+            found[names[sites[node.name]]] = node.name
+        elif op_kind(node) in FLOAT_WEIGHTED or has_computed_weight(node, sited.active):
+            for name in _stack(node):
+                found[_numbered(name, {*found, *names.values()})] = node.name
+    return found
+
+
+def has_computed_weight(node: fx.Node, active: Collection[fx.Node]) -> bool:
+    """Whether a layer's weight is a constant that could not be folded into one tensor."""
+    if op_kind(node) in WEIGHTED:
+        weight = node.args[1]
+        return isinstance(weight, fx.Node) and weight not in active and weight.target is not SITE
+    return op_kind(node) is OpKind.MATMUL and any(arg not in active for arg in node.all_input_nodes)
+
+
+def _stack(node: fx.Node) -> list[str]:
+    """Return one name for each layer of a stacked recurrent network, else the layer's own."""
+    name = layer_name(node)
+    layers = schema_argument(node, "num_layers") if op_kind(node) is OpKind.RECURRENT else None
+    if not isinstance(layers, int) or layers == 1:
+        return [name]
+    return [f"{name}.l{index}" for index in range(layers)]
+
+
+def _numbered(base: str, taken: Collection[str]) -> str:
+    name, calls = base, 0
+    while name in taken:
+        calls += 1
+        name = f"{base}_{calls}"
+    return name

@@ -160,6 +160,17 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
+def synthesis(document: Mapping[str, Any]) -> str:
+    """Return what ``edgekit synthesize`` prints."""
+    heads = ["array", "shape"]
+    rows = [[name, "x".join(map(str, shape))] for name, shape in document["arrays"].items()]
+    lines = list(document["notes"])
+    if document["gallery"] is not None:
+        lines.append(f"pictures in {document['gallery']}")
+    lines.append(f"written to {document['file']} ({human_size(document['size_bytes'])})")
+    return render(heads, rows, lines)
+
+
 def human_size(size_bytes: int) -> str:
     """Return a size for people."""
     if size_bytes >= _MEGABYTE:

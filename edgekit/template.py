@@ -139,5 +139,6 @@ def _cause(error: BaseException) -> str:
     return text[0] if text else type(error).__name__
 
 
-for _name in ("torch.onnx._internal.exporter._registration", "torch.onnx"):
-    logging.getLogger(_name).setLevel(logging.ERROR)  # "torchvision is not installed", four times
+# "torchvision is not installed", four times; and what the optimizers leave as it is
+for _name in ("torch.onnx._internal.exporter._registration", "torch.onnx", "onnxscript", "onnx_ir"):
+    logging.getLogger(_name).setLevel(logging.ERROR)

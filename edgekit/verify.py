@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from edgekit.errors import EdgekitError, MissingDependencyError
 from edgekit.fidelity import agreement_percent, sqnr_db
 from edgekit.lowering import LoweredModel
 from edgekit.runners.child import WorkerRequest, WorkerResult, run_in_child
+from edgekit.samples import SampleAxis, batch_of, sample_axes, stack_inputs, together
 from edgekit.signals import patterns, random_batches
 from edgekit.simulate import simulate
-from edgekit.sites import Role, layer_name
+from edgekit.sites import Role, weighted_layers
 from edgekit.types import Artifact, ExecutedLayer, Task
 
 MIN_MATCH = 99.0
@@ -41,10 +42,15 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class VerificationInputs:
-    """Synthetic inputs with the float network's outputs: arrays ``[N, ...]`` by tensor name."""
+    """Synthetic inputs with the float network's outputs.
+
+    ``feeds`` holds arrays ``[samples, *input shape]`` by input name, ``reference`` what each
+    output is for each sample, ``axes`` where the outputs hold their samples.
+    """
 
     feeds: Mapping[str, np.ndarray]
     reference: tuple[np.ndarray, ...]
+    axes: tuple[SampleAxis, ...]
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class TargetVerification:
         reason: why it is not executed, or why it failed.
         match: agreement with the simulation, percent; for classifiers on decided samples only,
             ``None`` if there is none.
-        compared: number of samples behind ``match``.
+        compared: number of samples behind ``match``; of positions, where each has a class.
         simulation_sqnr_db: SQNR against the simulation.
         agreement: agreement with the float network, percent.
         sqnr_db: SQNR against the float network.
@@ -113,20 +119,37 @@ def verification_inputs(model: CapturedModel, seed: int) -> VerificationInputs:
     a comparison of classes means something only away from them.
     """
     generator = torch.Generator().manual_seed(seed + 1)  # not the calibration's inputs
-    batches = list(random_batches(model, CANDIDATES, _BATCH, generator, draw=patterns))
-    feeds = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    outputs = [
-        torch.cat(parts) for parts in zip(*(model(*batch) for batch in batches), strict=True)
-    ]
-    samples = feeds[0].shape[0]
-    keep = torch.arange(samples)[:KEPT]
-    if model.task is Task.CLASSIFICATION and outputs[0].dim() == 2 and outputs[0].shape[1] > 1:
-        best = outputs[0].topk(2, dim=1).values
-        keep = (best[:, 0] - best[:, 1]).argsort(descending=True)[:KEPT].sort().values
-    names = [spec.name for spec in model.inputs]
+    axes = _sample_axes(model)
+    size = together(model, axes, _BATCH)
+    batches = list(random_batches(model, CANDIDATES, size, generator, draw=patterns))
+    feeds = stack_inputs(model, batches)
+    outputs = _by_sample(axes, [model(*batch) for batch in batches], size)
+    keep = np.arange(len(outputs[0]))[:KEPT]
+    if model.task is Task.CLASSIFICATION and outputs[0].ndim == 2 and outputs[0].shape[1] > 1:
+        best = np.sort(outputs[0], axis=1)
+        keep = np.sort(np.argsort(best[:, -2] - best[:, -1], kind="stable")[:KEPT])
     return VerificationInputs(
-        {name: feed[keep].numpy() for name, feed in zip(names, feeds, strict=True)},
-        tuple(output[keep].numpy() for output in outputs),
+        {name: feed[keep] for name, feed in feeds.items()},
+        tuple(output[keep] for output in outputs),
+        axes,
+    )
+
+
+def _sample_axes(model: CapturedModel) -> tuple[SampleAxis, ...]:
+    """Return where outputs hold their samples; with a fixed batch of one, on axis 0 as well."""
+    axes = sample_axes(model)
+    if model.batch or any(spec.shape[0] != 1 for spec in model.inputs):
+        return axes
+    return tuple(replace(a, axis=0) if a.shape and a.shape[0] == 1 else a for a in axes)
+
+
+def _by_sample(
+    axes: Sequence[SampleAxis], batches: Sequence[tuple[Tensor, ...]], size: int
+) -> tuple[np.ndarray, ...]:
+    """Return each output as ``[samples, ...]`` from what batches of ``size`` computed."""
+    return tuple(
+        np.concatenate([axis.split(value.numpy(), size) for value in column])
+        for axis, column in zip(axes, zip(*batches, strict=True), strict=True)
     )
 
 
@@ -159,7 +182,12 @@ def verify(
         for artifact in artifacts:
             simulated = not executed[artifact.target]
             request = WorkerRequest(
-                artifact.target, directory / artifact.model, feeds, 1, threads, simulated
+                artifact.target,
+                directory / artifact.model,
+                feeds,
+                threads=threads,
+                simulate=simulated,
+                stacked=True,
             )
             runs.append(pool.submit(run_in_child, request, _TIMEOUT_S))
         try:
@@ -183,13 +211,14 @@ def verify(
 
 
 def _simulated(lowered: LoweredModel, inputs: VerificationInputs) -> tuple[np.ndarray, ...]:
-    feeds = [torch.from_numpy(array) for array in inputs.feeds.values()]
-    size = _BATCH if lowered.sited.model.batch else 1
-    parts: list[tuple[Tensor, ...]] = [
-        simulate(lowered, *(feed[start : start + size] for feed in feeds))
-        for start in range(0, feeds[0].shape[0], size)
+    size = together(lowered.sited.model, inputs.axes, _BATCH)
+    samples = len(inputs.reference[0])
+    sizes = {start: min(size, samples - start) for start in range(0, samples, size)}
+    parts = [
+        _by_sample(inputs.axes, [simulate(lowered, *batch_of(inputs.feeds, start, count))], count)
+        for start, count in sizes.items()
     ]
-    return tuple(torch.cat(list(column)).numpy() for column in zip(*parts, strict=True))
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 def _compare(
@@ -200,16 +229,13 @@ def _compare(
     inputs: VerificationInputs,
     run: WorkerResult,
 ) -> TargetVerification:
-    target = artifact.target
+    target, model = artifact.target, lowered.sited.model
     if run.failure is not None:
         return _not_run(target, executed, run.failure)
-    model = lowered.sited.model
-    got = [run.outputs[spec.name] for spec in model.outputs]
-    decided = _decided(model, expected[0])
-    compared = int(decided.sum())
-    match = (
-        agreement_percent(model.task, expected[0][decided], got[0][decided]) if compared else None
-    )
+    got, problem = _returned(model, expected, inputs.axes, run.outputs)
+    if problem is not None:
+        return TargetVerification(target, executed, passed=False, reason=problem)
+    match, compared = _match(model.task, expected[0], got[0])
     fidelity = min(sqnr_db(e, g) for e, g in zip(expected, got, strict=True))
     judged = model.task in (Task.CLASSIFICATION, Task.EMBEDDING) and match is not None
     passed = fidelity >= MIN_SQNR_DB and (not judged or (match or 0.0) >= MIN_MATCH)
@@ -219,7 +245,7 @@ def _compare(
             f"differs from its simulation: agreement {_percent(match)} (at least {MIN_MATCH:g} %), "
             f"SQNR {fidelity:.1f} dB (at least {MIN_SQNR_DB:g})"
         )
-    weighted = _weighted_layers(lowered)
+    weighted = weighted_layers(lowered.sited)
     float_layers = _float_layers(lowered, weighted, run.executed if executed else None)
     return TargetVerification(
         target=target,
@@ -239,14 +265,53 @@ def _compare(
     )
 
 
-def _decided(model: CapturedModel, expected: np.ndarray) -> np.ndarray:
-    """Return a mask ``[N]`` of the samples whose class the simulation is sure of."""
-    if model.task is not Task.CLASSIFICATION or expected.ndim != 2 or expected.shape[1] < 2:
-        return np.ones(expected.shape[0], bool)
-    best = np.sort(expected, axis=1)
-    decided: np.ndarray = best[:, -1] - best[:, -2] >= DECIDED_MARGIN * np.sqrt(
-        (expected**2).mean()
-    )
+def _returned(
+    model: CapturedModel,
+    expected: Sequence[np.ndarray],
+    axes: Sequence[SampleAxis],
+    outputs: Mapping[str, np.ndarray],
+) -> tuple[tuple[np.ndarray, ...], str | None]:
+    """Return the artifact's outputs in the network's order, or what is wrong with them."""
+    found = []
+    for spec, value, axis in zip(model.outputs, expected, axes, strict=True):
+        if spec.name not in outputs:
+            names = ", ".join(sorted(outputs)) or "none"
+            return (), f"the artifact has no output '{spec.name}'; it has {names}"
+        got = outputs[spec.name]
+        if got.ndim == len(axis.shape) + 1:
+            got = axis.squeeze(got)
+        if got.shape != value.shape:
+            one, other = (list(array.shape[1:]) for array in (value, got))
+            return (), f"output '{spec.name}' is {other} for each sample in place of {one}"
+        found.append(got)
+    return tuple(found), None
+
+
+def _match(task: Task, expected: np.ndarray, got: np.ndarray) -> tuple[float | None, int]:
+    """Return the agreement with the simulation, percent, and of how many samples or positions."""
+    if task is not Task.CLASSIFICATION:
+        return agreement_percent(task, expected, got), len(expected)
+    expected, got = _logits(expected), _logits(got)
+    decided = _decided(expected)
+    if not decided.any():
+        return None, 0
+    return agreement_percent(task, expected[decided], got[decided]), int(decided.sum())
+
+
+def _logits(output: np.ndarray) -> np.ndarray:
+    """Return the logits ``[N, K]`` of every position of ``[N, K, ...]``; a lone logit has K = 1."""
+    by_class = output[:, None] if output.ndim == 1 else np.moveaxis(output, 1, -1)
+    return by_class.reshape(-1, by_class.shape[-1])
+
+
+def _decided(logits: np.ndarray) -> np.ndarray:
+    """Return a mask ``[N]`` of the rows whose class the simulation is sure of."""
+    size = DECIDED_MARGIN * np.sqrt((logits.astype(np.float64) ** 2).mean())
+    if logits.shape[1] == 1:  # decided by its sign; one error counts in place of two
+        lone: np.ndarray = np.abs(logits[:, 0]) >= size / np.sqrt(2)
+        return lone
+    best = np.partition(logits, -2, axis=1)
+    decided: np.ndarray = best[:, -1] - best[:, -2] >= size
     return decided
 
 
@@ -259,16 +324,6 @@ def _not_run(target: str, executed: bool, failure: EdgekitError) -> TargetVerifi
     excused = not executed and isinstance(failure, MissingDependencyError)
     text = f"not checked: {failure.message}" if excused else failure.message
     return TargetVerification(target, executed=False, passed=excused, reason=text)
-
-
-def _weighted_layers(lowered: LoweredModel) -> dict[str, str]:
-    """Layer name to node name, for every layer with a weight."""
-    sited = lowered.sited
-    return {
-        layer_name(sited.node(site.consumer)): site.consumer
-        for site in sited.sites
-        if site.role is Role.WEIGHT
-    }
 
 
 def _float_layers(

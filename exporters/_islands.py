@@ -20,27 +20,42 @@ def float32_islands(model: ir.Model) -> frozenset[str]:
 
     These are integer operators whose results pass through clamps and sums into a quantizer, a
     reduction or a network output, those clamps and sums, and the quantizer pairs around them.
+    Another integer operator that reads one of those pairs stays in FP32 too: the builder demands
+    one type for the scales of both its operands.
     """
     kept: set[ir.Node] = set()
-    for node in model.graph:
-        if node.op_type in _WEIGHTED and _reads_codes(node):
-            chain = _epilogue(node)
-            if chain is not None:
-                kept |= {node, *chain}
+    weighted = [node for node in model.graph if node.op_type in _WEIGHTED and _reads_codes(node)]
+    for node in weighted:
+        chain = _epilogue(node)
+        if chain is not None:
+            kept |= {node, *chain}
+    pairs = _pairs_around(model, kept)
+    while more := {node for node in weighted if node not in kept and pairs & set(_operands(node))}:
+        kept |= more
+        pairs = _pairs_around(model, kept)
+    return frozenset(str(node.name) for node in kept | pairs)
+
+
+def _pairs_around(model: ir.Model, kept: set[ir.Node]) -> set[ir.Node]:
+    """Return the quantizers before and behind ``kept``; both halves of a pair take one type."""
     around: set[ir.Node] = set()
     for node in kept:
         around |= {n for n in _producers(node) if n.op_type == "DequantizeLinear"}
         around |= {n for n in _consumers(node) if n.op_type == "QuantizeLinear"}
-    for node in model.graph:  # both halves of a pair take one type
+    for node in model.graph:
         if node.op_type == "QuantizeLinear" and around & set(_consumers(node)):
             around.add(node)
         if node.op_type == "DequantizeLinear" and around & set(_producers(node)):
             around.add(node)
-    return frozenset(str(node.name) for node in kept | around)
+    return around
+
+
+def _operands(node: ir.Node) -> list[ir.Node]:
+    return [producer for producer in _producers(node)[:2] if producer.op_type == "DequantizeLinear"]
 
 
 def _reads_codes(node: ir.Node) -> bool:
-    return any(producer.op_type == "DequantizeLinear" for producer in _producers(node)[:2])
+    return bool(_operands(node))
 
 
 def _epilogue(node: ir.Node) -> set[ir.Node] | None:

@@ -18,7 +18,7 @@ from onnxscript.rewriter.rules.common import (
 
 from edgekit.lowering import LoweredModel
 from edgekit.quant.affine import QParams, WeightCodes
-from edgekit.sites import Role, SitedModel, layer_name
+from edgekit.sites import SitedModel, layer_names
 from edgekit.template import DOMAIN, SITE_OP
 
 
@@ -53,7 +53,7 @@ def realize_float(template: ir.Model, sited: SitedModel) -> ir.Model:
 def _rewrite(template: ir.Model, sited: SitedModel, lowered: LoweredModel | None) -> ir.Model:
     model = template.clone()
     writer = _Writer(model.graph, lowered)
-    names = _layer_names(sited)
+    names = layer_names(sited)
     for node in [n for n in model.graph if n.domain == DOMAIN and n.op_type == SITE_OP]:
         index = node.attributes["index"].as_int()
         if index in names:
@@ -71,20 +71,6 @@ def _rewrite(template: ir.Model, sited: SitedModel, lowered: LoweredModel | None
     for node in model.graph:
         node.metadata_props.clear()
     return model
-
-
-def _layer_names(sited: SitedModel) -> dict[int, str]:
-    """Weight site to layer name; a layer that is called again gets a number."""
-    names: dict[int, str] = {}
-    for site in sited.sites:
-        if site.role is Role.WEIGHT:
-            name = base = layer_name(sited.node(site.consumer))
-            calls = 0
-            while name in names.values():
-                calls += 1
-                name = f"{base}_{calls}"
-            names[site.index] = name
-    return names
 
 
 def _name_layer(site: ir.Node, name: str) -> None:

@@ -66,6 +66,13 @@ class OnnxRuntimeTarget:
             fused_sum=False,
             pairing=Pairing.FLAT if cpu is Cpu.AVX2 else Pairing.NONE,
             integer_bias=True,
+            float_reasons={
+                OpKind.RECURRENT: "ONNX Runtime runs recurrent layers in float32: its one integer "
+                "kernel for them quantizes anew at every call",
+                OpKind.CONV_TRANSPOSE: "ONNX Runtime has no INT8 kernel for transposed "
+                "convolutions: they compute in float32, from INT8 weights",
+                OpKind.EMBEDDING_BAG: "ONNX Runtime sums up its rows in float32, in a loop",
+            },
         )
 
     def unsupported(self, sited: SitedModel) -> Mapping[str, str]:

@@ -10,14 +10,17 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgekit.errors import EdgekitError, ExportError, MissingDependencyError, require
-from edgekit.graph import OpKind
+from edgekit.errors import EdgekitError, ExportError, MissingDependencyError
+from edgekit.graph import OpKind, argument, op_kind
 from edgekit.lowering import LoweredModel, LoweringProfile
 from edgekit.quant.saturation import Pairing
+from edgekit.runners.openvino_import import import_openvino, without_reports
 from edgekit.sites import SitedModel
 from edgekit.target import Exported
 from edgekit.types import Artifact, Cpu, TensorScheme
 
+from ._bags import refuse_bags
+from ._maxima import write_maxima_as_top
 from ._qdq import realize
 
 _INTEGER = frozenset(
@@ -43,7 +46,7 @@ class OpenVinoTarget:
     def missing(self) -> EdgekitError | None:
         """Return the import error of the runtime, if any."""
         try:
-            require("openvino", extra="openvino")
+            import_openvino()
         except MissingDependencyError as error:
             return error
         return None
@@ -65,34 +68,47 @@ class OpenVinoTarget:
             absorb_clamps=True,
             fused_sum=True,
             pairing=Pairing.CHANNELS if cpu is Cpu.AVX2 else Pairing.NONE,
+            float_reasons={
+                OpKind.RECURRENT: "OpenVINO's CPU plugin runs recurrent layers in float",
+                OpKind.EMBEDDING_BAG: "OpenVINO sums up its rows in float",
+            },
         )
 
     def unsupported(self, sited: SitedModel) -> Mapping[str, str]:
-        """No operator beyond what the profile's kinds say."""
-        del sited
-        return {}
+        """Return transposed convolutions with groups."""
+        return {
+            node.name: "OpenVINO's CPU plugin has no INT8 kernel for transposed convolutions with "
+            "groups"
+            for node in sited.model.graph.graph.nodes
+            if op_kind(node) is OpKind.CONV_TRANSPOSE and argument(node, 6, "groups", 1) != 1
+        }
 
     def export(self, template: ir.Model, lowered: LoweredModel, directory: Path) -> Exported:
         """Convert the QDQ graph and save it; weights stay INT8 constants on disk.
 
         Raises:
             ExportError: OpenVINO's converter rejects the graph.
+            UnsupportedError: the graph has a bag of embeddings that is a loop.
         """
-        openvino = require("openvino", extra="openvino")
+        openvino = import_openvino()
+        refuse_bags(lowered.sited, "OpenVINO")
         folder = directory / self.name
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / "model.onnx"
             graph = realize(template, lowered)
+            write_maxima_as_top(graph)
             ir.save(graph, source)
             try:
-                converted = openvino.convert_model(source)
+                with without_reports():
+                    converted = openvino.convert_model(source)
             except _converter_errors() as error:
                 raise ExportError(
                     f"OpenVINO rejects the graph: {str(error).strip().splitlines()[0]}",
                     "leave the target out with --targets, and report the network to edgekit",
                 ) from error
             _number_nodes(converted, {node.name for node in graph.graph})
+            _forget_inner_names(converted)
             openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
         files = (f"{self.name}/model.xml", f"{self.name}/model.bin")
         return Exported(Artifact(self.name, files[0], files))
@@ -106,9 +122,21 @@ def _number_nodes(model: Any, ours: set[str | None]) -> None:
             node.set_friendly_name(f"{node.get_type_name()}_{index}")
 
 
+def _forget_inner_names(model: Any) -> None:
+    """Leave tensor names to inputs and outputs.
+
+    The CPU plugin drops casts of an input, and the input then answers to the cast's name as well.
+    """
+    public = {name for port in (*model.inputs, *model.outputs) for name in port.names}
+    for node in model.get_ordered_ops():
+        for port in node.outputs():
+            if not port.names & public:
+                port.set_names(set())
+
+
 def _converter_errors() -> tuple[type[Exception], ...]:
     """What a conversion raises: the converter's own exceptions derive from ``Exception`` alone."""
-    frontend = require("openvino.frontend", extra="openvino")
+    frontend = import_openvino("openvino.frontend")
     return (
         RuntimeError,
         frontend.GeneralFailure,

@@ -16,6 +16,7 @@ from edgekit.quant.saturation import Pairing
 from edgekit.sites import SITE, SitedModel
 from edgekit.types import Artifact, Cpu, InputSpec, TensorScheme
 
+from ._bags import refuse_bags
 from ._float16 import to_float16
 from ._islands import float32_islands
 from ._qdq import realize
@@ -60,6 +61,10 @@ class TensorRtTarget:
             fused_sum=True,
             pairing=Pairing.NONE,
             float16=True,
+            float_reasons={
+                OpKind.RECURRENT: "TensorRT runs recurrent layers as loops of FP16 products",
+                OpKind.EMBEDDING_BAG: "TensorRT sums up its rows in float",
+            },
         )
 
     def unsupported(self, sited: SitedModel) -> Mapping[str, str]:
@@ -72,7 +77,12 @@ class TensorRtTarget:
         return reasons
 
     def export(self, template: ir.Model, lowered: LoweredModel, directory: Path) -> EngineExport:
-        """Write the FP16 QDQ graph and start the engine build, if a builder is installed."""
+        """Write the FP16 QDQ graph and start the engine build, if a builder is installed.
+
+        Raises:
+            UnsupportedError: the graph has what strongly typed ONNX cannot say in FP16.
+        """
+        refuse_bags(lowered.sited, "TensorRT's form with FP16 types")
         path = directory / self.name / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         graph = realize(template, lowered)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.capture import CapturedModel, capture, example_inputs
+from edgekit.capture import CapturedModel, Fill, capture, example_inputs, first_output
 from edgekit.errors import CaptureError
 from edgekit.graph import OpKind, op_kind, op_name
 from edgekit.types import InputSpec, OutputSpec, Task
@@ -313,26 +313,78 @@ def test_example_inputs_have_the_declared_shapes_and_types() -> None:
     assert [str(x.dtype) for x in made] == [f"torch.{spec.dtype}" for spec in specs]
     assert float(made[0].std()) > 0.5
     assert all(not x.any() for x in example_inputs(specs, 2))
+    filled = example_inputs(specs, 2, fill=Fill(1, 1))
+    assert [bool(x.all()) for x in filled] == [False, False, True, False, True]
 
 
-@pytest.mark.parametrize(
-    "pool",
-    [
-        nn.AvgPool2d(2),
-        nn.AvgPool2d(3, 2, ceil_mode=True),
-        nn.AvgPool2d(3, 2, padding=1),
-        nn.AvgPool2d(3, 2, padding=1, ceil_mode=True),
-        nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
-        nn.AvgPool2d((3, 2), divisor_override=5),
-        nn.AvgPool1d(3, ceil_mode=True),
-        nn.AvgPool3d(2, ceil_mode=True),
-    ],
-    ids=str,
-)
-def test_average_pools_without_padding_count_none(pool: nn.Module) -> None:
-    shape = {nn.AvgPool1d: (3, 10), nn.AvgPool3d: (3, 5, 5, 5)}.get(type(pool), (3, 12, 11))
-    model = capture(pool, [InputSpec("x", (1, *shape))])
-    assert_equals_module(model, pool, 2)
-    (node,) = (n for n in model.graph.graph.nodes if n.op == "call_function")
-    padded = pool.padding not in (0, (0,))
-    assert padded or node.args[5] is False
+class Masked(nn.Module):
+    """An encoder over a padded sequence; ``hides`` says what a one in the mask means."""
+
+    def __init__(self, hides: bool) -> None:
+        super().__init__()
+        self.hides = hides
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.layer(x, src_key_padding_mask=mask if self.hides else ~mask).mean(1)
+
+
+@pytest.mark.parametrize("hides", [True, False], ids=["hides", "keeps"])
+def test_masks_are_tried_in_both_senses(hides: bool) -> None:
+    torch.manual_seed(0)
+    module = Masked(hides).eval()
+    model = capture(module, [InputSpec("x", (1, 6, 8)), InputSpec("mask", (1, 6), "bool")])
+    assert model.batch
+    x, mask = torch.randn(3, 6, 8), torch.zeros(3, 6, dtype=torch.bool)
+    mask[:, 4:] = True
+    given = mask if hides else ~mask
+    # with gradients PyTorch takes the operators that were captured, not its fused ones
+    assert torch.allclose(model(x, given)[0], module(x, given).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_table_of_a_single_row_takes_zeros() -> None:
+    class OneRow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(1, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.table(ids).mean(1)
+
+    model = capture(OneRow(), [InputSpec("ids", (1, 5), "int64")])
+    assert model(torch.zeros(2, 5, dtype=torch.int64))[0].shape == (2, 4)
+
+
+def test_network_that_takes_no_fill_is_an_error() -> None:
+    class Refuses(nn.Module):
+        def forward(self, ids: Tensor) -> Tensor:
+            raise ValueError("never")
+
+    with pytest.raises(CaptureError, match=r"ids:1x5:int64\): ValueError: never"):
+        capture(Refuses(), [InputSpec("ids", (1, 5), "int64")])
+
+
+def test_first_output() -> None:
+    ids = InputSpec("ids", (1, 5), "int64")
+    first = first_output(nn.Embedding(7, 3), [ids])
+    assert first is not None
+    assert first.shape == (1, 5, 3)
+    module = nn.Sequential(nn.Linear(4, 2), nn.Dropout())
+    first_output(module, [InputSpec("x", (1, 4))])
+    assert module.training
+    with pytest.raises(CaptureError, match="fails on its declared inputs"):
+        first_output(module, [InputSpec("x", (1, 5))])
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_said_on_the_console(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch prints a program whose batch it cannot leave open, and warns on the way."""
+
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[0] > 1 and x.sum() > 0:
+                return x * 2
+            return x.reshape(1, -1)
+
+    assert capture(Fixed(), [IMAGE]).notes
+    assert capfd.readouterr() == ("", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -201,8 +202,25 @@ def test_ranges_are_those_of_the_report(inspected: ResultInspection, result: Pat
     conv = tensors["conv2d"]  # the name of the first convolution in the captured graph
     assert by_name["stem"].output_range == (conv["minimum"], conv["maximum"])
     assert by_name["stem"].rule == conv["rule"]
+    assert by_name["stem"].input_rule == "preprocessing"
     relu = tensors["relu"]
     assert by_name["depthwise"].input_range == (relu["minimum"], relu["maximum"])
+    assert by_name["depthwise"].input_rule == relu["rule"]
+    assert inspected.to_dict()["tensors"] == tensors
+
+
+def test_every_range_has_a_documented_rule(inspected: ResultInspection, root: Path) -> None:
+    text = (root / "docs" / "report.md").read_text(encoding="utf-8")
+    documented = "|".join(re.findall(r"^- `([^`]+)`:", text, re.MULTILINE))
+    norm = "(?:BatchNorm|GroupNorm|LayerNorm|InstanceNorm)"
+    pattern = documented.replace("METHOD", "renorm").replace(" N ", r" \d+ ")
+    pattern = pattern.replace("NORM stores", f"{norm}(?: and {norm})* stores?")
+    rules = {tensor["rule"] for tensor in inspected.report["tensors"].values()}
+    assert [rule for rule in rules if not re.fullmatch(pattern, rule)] == []
+    assert "preprocessing" in rules
+    assert "renorm, behind the last normalization" in rules
+    assert any(rule.endswith("GroupNorm stores") for rule in rules)
+    assert any(rule.endswith("BatchNorm stores") for rule in rules)
 
 
 def test_weight_sqnr_is_that_of_the_stored_codes(inspected: ResultInspection, result: Path) -> None:
@@ -246,6 +264,7 @@ def test_document_of_a_result_is_json_and_is_shown(
     document = json.loads(json.dumps(inspected.to_dict(), allow_nan=False))
     text = machine_tables.result_inspection(document)
     assert "openvino: 5 of 5 layers in INT8 (run by its runtime)" in text
+    assert "ranges: renorm, behind the last normalization" in text
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,13 @@ class Mask(nn.Module):
     def forward(self, x):
         return x * self.scale
 
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+    def forward(self, x):
+        return {"map": self.conv(x), "score": self.conv(x).mean((2, 3))}
+
 class Lazy(nn.Sequential):
     def __init__(self):
         super().__init__(nn.LazyLinear(3), nn.LazyBatchNorm1d())
@@ -116,6 +123,33 @@ def test_what_is_stated_without_the_zoo(trained: nn.Module) -> None:
     )
     assert loaded.notes == ("the task is not stated: taken as classification",)
     assert load("weights.pt", arch=ARCH, inputs=[IMAGE], task=Task.OTHER).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("arch", "shape", "task", "shown"),
+    [
+        ("build", "1x3x8x8", Task.CLASSIFICATION, None),
+        ("build(classes=1)", "1x3x8x8", Task.OTHER, "1x1"),
+        ("Dense", "1x3x8x8", Task.OTHER, "1x6x8x8"),
+        ("Dense", "4x3x8x8", Task.OTHER, "4x6x8x8"),
+        ("Tied", "1x7:int64", Task.OTHER, "1x7x5"),
+    ],
+)
+def test_task_is_assumed_from_the_first_output(
+    arch: str, shape: str, task: Task, shown: str | None, module: Any
+) -> None:
+    made = module.build(classes=1) if "(" in arch else getattr(module, arch)()
+    path = save(made.state_dict())
+    loaded = load(path, arch=f"{MODULE}:{arch}", inputs=[parse_input(shape)])
+    assert loaded.task is task
+    because = "" if shown is None else f", because the first output is {shown}"
+    assert loaded.notes == (f"the task is not stated: taken as {task.value}{because}",)
+    assert not loaded.module.training
+
+
+def test_network_that_does_not_run_is_loaded_all_the_same(trained: nn.Module) -> None:
+    loaded = load(save(trained.state_dict()), arch=ARCH, inputs=[parse_input("1x3x9x9")])
+    assert loaded.notes == ("the task is not stated: taken as other",)
 
 
 def test_network_does_not_depend_on_the_file_afterwards(trained: nn.Module) -> None:

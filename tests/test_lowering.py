@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit.capture import capture
-from edgekit.graph import OpKind
+from edgekit.graph import OpKind, op_kind
 from edgekit.lowering import LoweringProfile, Placement, place
 from edgekit.registry import TARGETS, resolve
 from edgekit.sites import SitedModel, insert_sites
@@ -303,6 +303,82 @@ def test_kind_without_kernel_is_named(sited: dict[type[Parts], SitedModel]) -> N
     assert found.float_layers == {
         "conv_transpose2d": "tensorrt has no integer kernel for conv_transpose"
     }
+
+
+class Scores(nn.Module):
+    """Attention with a mask that the network computes, as most language models have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = self.project(x).chunk(3, -1)
+        hidden = (1.0 - mask[:, None].to(x.dtype)) * torch.finfo(x.dtype).min
+        return ((query @ key.transpose(1, 2) + hidden).softmax(-1)) @ value
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_masked_scores_are_not_rounded(target: str) -> None:
+    """One scale for scores near one and a mask of thousands would leave nothing of the scores."""
+    inputs = [InputSpec("x", (1, 6, 8)), InputSpec("mask", (1, 6), "int64")]
+    model = insert_sites(capture(Scores(), inputs))
+    found = placed(model, target)
+    sums = {n.name for n in model.model.graph.graph.nodes if op_kind(n) is OpKind.ADD}
+    assert sums == {"add"}
+    touched = {(model.sites[i].tensor, model.sites[i].consumer) for i in found.edges}
+    assert not [edge for edge in touched if sums & set(edge)]
+
+
+def test_transposed_convolutions_say_why_they_run_in_float() -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain = nn.ConvTranspose2d(8, 8, 2, 2)
+            self.grouped = nn.ConvTranspose2d(8, 8, 2, 2, groups=4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.grouped(self.plain(x))
+
+    model = insert_sites(capture(Up(), [InputSpec("x", (1, 8, 4, 4))]))
+    plain, grouped = "conv_transpose2d", "conv_transpose2d_1"
+    onnxruntime, openvino = placed(model, ORT), placed(model, OPENVINO)
+    assert set(onnxruntime.float_layers) == {plain, grouped}
+    assert all("no INT8 kernel" in reason for reason in onnxruntime.float_layers.values())
+    assert onnxruntime.integer == {plain, grouped}, "they are quantized, and computed in float"
+    assert set(openvino.float_layers) == {grouped}
+    assert "with groups" in openvino.float_layers[grouped]
+    assert openvino.integer == {plain}
+    assert placed(model, TENSORRT).float_layers == {}
+
+
+class Floating(nn.Module):
+    """What no target runs on integers, and a weight that stays computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = nn.GRU(8, 8, batch_first=True)
+        self.mix, self.row = nn.Parameter(torch.randn(2, 8, 6)), nn.Parameter(torch.randn(1, 600))
+        self.last = nn.Linear(6, 600)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.einsum("nth,chd->nctd", self.memory(x)[0], self.mix)
+        return F.linear(self.last(y), self.row.expand(600, 600))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_layers_that_no_target_runs_on_integers_are_listed(target: str) -> None:
+    model = insert_sites(capture(Floating(), [InputSpec("x", (1, 3, 8))]))
+    found = placed(model, target)
+    assert set(found.float_layers) == {"gru", "einsum", "linear_1"}
+    assert "recurrent layers" in found.float_layers["gru"]
+    assert found.float_layers["einsum"].endswith("no integer kernel for product with a constant")
+    assert "cannot be folded" in found.float_layers["linear_1"]
+    assert found.integer == {"linear"}
+    quantized = {model.sites[index].consumer for index in found.edges}
+    assert quantized <= {"linear", "linear_1"}, "nothing is rounded for a float operator"
+    # ONNX Runtime may quantize a result once more; the float layer's own weight is left alone
+    assert target == ORT or quantized == {"linear"}
 
 
 def test_clamp_stays_where_the_profile_absorbs_none(

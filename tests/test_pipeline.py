@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import edgekit
+from edgekit.artifacts import usable_targets
 from edgekit.errors import (
     CalibrationError,
     CaptureError,
@@ -29,7 +30,7 @@ from edgekit.exporters.openvino import OpenVinoTarget
 from edgekit.exporters.tensorrt import TensorRtTarget
 from edgekit.manifest import read_manifest, verify_files
 from edgekit.options import InputOption
-from edgekit.pipeline import raise_for_failures, usable_targets
+from edgekit.pipeline import raise_for_failures
 from edgekit.recipe import Recipe, read_recipe
 from edgekit.registry import TARGETS
 from edgekit.report import Report

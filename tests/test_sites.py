@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit.capture import CapturedModel, capture
-from edgekit.sites import SITE, Role, insert_sites, layer_name
+from edgekit.sites import SITE, Role, insert_sites, layer_name, layer_names, weighted_layers
 from edgekit.types import InputSpec
 
 
@@ -42,8 +42,9 @@ def test_every_float_edge_has_one_site() -> None:
         ("weight", "mix_weight", "conv2d_1"),
         ("activation", "relu", "add"),
         ("activation", "conv2d_1", "add"),
-        ("activation", "add", "amax"),
-        ("activation", "amax", "add_1"),
+        ("activation", "add", "max_pool2d"),
+        ("activation", "max_pool2d", "flatten"),
+        ("activation", "flatten", "add_1"),
         ("activation", "embedding", "add_1"),
         ("activation", "add", "argmax"),
         ("weight", "head_weight", "linear"),
@@ -84,18 +85,67 @@ def test_layers_are_named_after_their_modules() -> None:
     assert names == ["stem.0", "mix", "head"]
 
 
-def test_layer_with_a_computed_weight_is_named_after_its_node() -> None:
+def test_layer_with_a_weight_out_of_the_input_is_named_after_its_node() -> None:
     class Computed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(2, 3))
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.linear(x, self.weight * 2)
+            return F.linear(x, self.weight * x.mean())
 
     sited = insert_sites(capture(Computed(), [InputSpec("x", (1, 3))]))
     assert not [site for site in sited.sites if site.role is Role.WEIGHT]
     assert layer_name(sited.node("linear")) == "linear"
+    assert weighted_layers(sited) == {}, "no weight is stored for it"
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = nn.LSTM(8, 6, num_layers=2, bidirectional=True, batch_first=True)
+        self.cell, self.head = nn.GRUCell(12, 5), nn.Linear(5, 4)
+        self.mix = nn.Parameter(torch.randn(2, 5, 4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, _ = self.stack(x)
+        state = y.new_zeros(y.shape[0], 5)
+        for step in range(2):
+            state = self.cell(y[:, step], state)
+        return self.head(self.head(state) @ self.head.weight), state[:, None, None] @ self.mix
+
+
+def test_every_layer_with_weights_is_counted() -> None:
+    """Recurrent layers, each of a stack and at each call, and products that are no layer."""
+    sited = insert_sites(capture(Recurrent(), [InputSpec("x", (1, 3, 8))]))
+    layers = weighted_layers(sited)
+    assert set(layers) == {
+        "stack.l0",
+        "stack.l1",
+        "cell",
+        "cell_1",
+        "head",
+        "head_1",
+        "head.weight_1",  # the product with the transposed weight
+        "mix",
+    }
+    assert layers["stack.l0"] == layers["stack.l1"] == "lstm"
+    numbered = set(layer_names(sited).values())
+    assert numbered == {"head", "head_1", "head.weight_1"}
+
+
+def test_weight_too_large_to_fold_is_counted_and_not_sited() -> None:
+    class Broad(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.row = nn.Parameter(torch.randn(1, 600))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.row.expand(600, 600))  # 1.4 MB out of 2.4 kB
+
+    sited = insert_sites(capture(Broad(), [InputSpec("x", (1, 600))]))
+    assert weighted_layers(sited) == {"linear": "linear"}
+    assert not [site for site in sited.sites if site.role is Role.WEIGHT]
 
 
 def test_tensor_returned_twice_has_a_site_for_each_output() -> None:

@@ -139,3 +139,16 @@ def test_batch_is_named_where_torch_shares_shapes() -> None:
     (value,) = build_template(model).graph.outputs
     assert value.shape is not None
     assert [str(size) for size in value.shape] == ["batch", "10", "16"]
+
+
+def test_nothing_is_said_on_the_console(capfd: pytest.CaptureFixture[str]) -> None:
+    class Anchors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.anchors = nn.Parameter(torch.randn(5, 2))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x * 2, self.anchors  # the optimizer warns of an initializer that is an output
+
+    build_template(insert_sites(capture(Anchors(), [InputSpec("x", (1, 3))])))
+    assert capfd.readouterr() == ("", "")

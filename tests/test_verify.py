@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -279,6 +280,193 @@ def test_planned_float_layers_keep_their_reason(
     assert result.float_layers == {"body": "because it was asked for"}
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("output", "other", "the artifact has no output 'output'; it has other"),
+        (None, None, r"output 'output' is \[3\] for each sample in place of \[6\]"),
+    ],
+    ids=["missing", "wrong shape"],
+)
+def test_output_that_is_not_what_the_network_returns_fails(
+    written: tuple[Path, dict[str, Artifact]],
+    lowered: dict[str, LoweredModel],
+    inputs: VerificationInputs,
+    old: str | None,
+    new: str | None,
+    reason: str,
+    tmp_path: Path,
+) -> None:
+    def change(proto: onnx.ModelProto) -> None:
+        (output,) = proto.graph.output
+        (last,) = (node for node in proto.graph.node if output.name in node.output)
+        if new is not None:
+            last.output[list(last.output).index(old)] = output.name = new
+            return
+        last.output[0] = "all"
+        starts = [("starts", [0]), ("ends", [3]), ("axes", [1])]
+        for name, value in starts:
+            tensor = onnx.numpy_helper.from_array(np.array(value), name)
+            proto.graph.initializer.append(tensor)
+        names = ["all", *(name for name, _ in starts)]
+        proto.graph.node.append(onnx.helper.make_node("Slice", names, [output.name]))
+        output.type.tensor_type.shape.dim[1].dim_value = 3
+
+    result = check(altered(written, tmp_path, change), lowered, tmp_path, inputs)
+    assert result.executed
+    assert not result.passed
+    assert result.match is None
+    assert result.reason is not None
+    assert re.fullmatch(reason, result.reason)
+
+
+class Sequences(nn.Module):
+    """A recurrent stack, a layer called twice, outputs with the batch elsewhere or nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = nn.LSTM(8, 12, num_layers=2, batch_first=True)
+        self.twice, self.scale = nn.Linear(12, 12), nn.Parameter(torch.randn(5, 2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y = self.twice(F.relu(self.twice(self.memory(x)[0])))
+        return y.transpose(0, 1), y.reshape(-1, 12), y.mean(1), self.scale * 2
+
+
+def test_any_layer_and_any_layout_of_outputs(
+    quantize_module: Callable[..., QuantizedModel], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    made = quantize_module(Sequences(), (6, 8))
+    model = made.sited.model
+    assert model.outputs[0].shape == (6, -1, 12)
+    decisions, artifacts = {}, []
+    template = build_template(made.sited)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgekit.exporters.tensorrt.find_builder", lambda: None)
+        for name in TARGETS:
+            target = resolve(TARGETS, name, "target")()
+            if target.missing() is None:
+                decisions[name] = lower(made, target.profile(Cpu.AVX2), {})
+                artifacts.append(target.export(template, decisions[name], tmp_path).wait())
+    chosen = verification_inputs(model, seed=0)
+    shapes = [output.shape for output in chosen.reference]
+    assert shapes == [(KEPT, 6, 12), (KEPT, 6, 12), (KEPT, 12), (KEPT, 5, 2)]
+    np.testing.assert_allclose(chosen.reference[0], chosen.reference[1], rtol=1e-5, atol=1e-6)
+    results = verify(
+        artifacts,
+        decisions,
+        tmp_path,
+        executed={name: name != "tensorrt" for name in decisions},
+        inputs=chosen,
+        threads=1,
+    )
+    for result in results:
+        assert result.passed, result.reason
+        assert set(result.float_layers) == {"memory.l0", "memory.l1"}
+        assert all("recurrent layers" in reason for reason in result.float_layers.values())
+        assert (result.integer_layers, result.weighted_layers) == (2, 4)
+
+
+class Dense(nn.Module):
+    """A class for every position: three scores, or two that are almost the same."""
+
+    def __init__(self, ties: bool) -> None:
+        super().__init__()
+        self.ties, self.stem, self.head = ties, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(F.relu(self.stem(x)))
+        return torch.cat([y[:, :1], y[:, :1] + 1e-6 * y[:, 1:2]], 1) if self.ties else y
+
+
+class Lone(nn.Module):
+    """One logit, which decides by its sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.body(x)))
+
+
+class OneAtATime(nn.Module):
+    """A classifier that fixes the batch at 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, 2), nn.Linear(8 * 49, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.stem(x)).view(1, -1))
+
+
+def verified(
+    made: QuantizedModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[VerificationInputs, list[TargetVerification]]:
+    """What every target that can be written makes of a classifier."""
+    sited = made.sited
+    classifies = replace(sited, model=replace(sited.model, task=Task.CLASSIFICATION))
+    made = replace(made, sited=classifies)
+    monkeypatch.setattr("edgekit.exporters.tensorrt.find_builder", lambda: None)
+    template, chosen = build_template(classifies), verification_inputs(classifies.model, seed=0)
+    decisions, artifacts = {}, []
+    for name in TARGETS:
+        target = resolve(TARGETS, name, "target")()
+        if target.missing() is None:
+            decisions[name] = lower(made, target.profile(Cpu.AVX2), {})
+            artifacts.append(target.export(template, decisions[name], folder).wait())
+    executed = {name: name != "tensorrt" for name in decisions}
+    return chosen, verify(artifacts, decisions, folder, executed=executed, inputs=chosen, threads=1)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_positions_are_compared_where_their_class_is_decided(
+    quantize_module: Callable[..., QuantizedModel],
+    ties: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    made = quantize_module(Dense(ties), (3, 16, 16))
+    _, results = verified(made, tmp_path, monkeypatch)
+    for result in results:
+        assert result.passed, result.reason
+        if ties:
+            assert (result.match, result.compared) == (None, 0)
+        else:
+            assert result.match is not None
+            assert result.match > 99
+            assert KEPT < result.compared < KEPT * 14 * 14
+
+
+def test_lone_logit_is_compared_where_its_sign_is_decided(
+    quantize_module: Callable[..., QuantizedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    _, results = verified(quantize_module(Lone(), (8,)), tmp_path, monkeypatch)
+    for result in results:
+        assert result.passed, result.reason
+        assert result.match == 100.0
+        assert 0 < result.compared < KEPT
+
+
+def test_classes_of_a_network_that_takes_one_sample_at_a_time(
+    quantize_module: Callable[..., QuantizedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    made = quantize_module(OneAtATime(), (3, 16, 16))
+    assert not made.sited.model.batch
+    chosen, results = verified(made, tmp_path, monkeypatch)
+    assert chosen.reference[0].shape == (KEPT, 6), "classes stand on axis 1"
+    for result in results:
+        assert result.passed, result.reason
+        assert result.agreement is not None
+        # a share of the 32 samples, not of their 6 logits
+        assert result.agreement * KEPT % 100 == pytest.approx(0.0, abs=1e-6)
+
+
 def classifier(task: Task) -> CapturedModel:
     torch.manual_seed(0)
     return capture(Network(), [InputSpec("image", (1, 3, 16, 16))], task=task)
@@ -289,9 +477,9 @@ def test_inputs_of_a_classifier_are_the_sure_ones() -> None:
     chosen = verification_inputs(model, 0)
     (images,) = chosen.feeds.values()
     assert list(chosen.feeds) == ["image"]
-    assert images.shape == (KEPT, 3, 16, 16)
+    assert images.shape == (KEPT, 1, 3, 16, 16)
     (logits,) = chosen.reference
-    assert model(torch.from_numpy(images))[0].numpy() == pytest.approx(logits, abs=1e-5)
+    assert model(torch.from_numpy(images[:, 0]))[0].numpy() == pytest.approx(logits, abs=1e-5)
     everything = verification_inputs(classifier(Task.OTHER), 0)
 
     def margins(value: np.ndarray) -> np.ndarray:

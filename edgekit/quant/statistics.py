@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from edgekit.synthetic import SyntheticSet
+
 SAMPLE_SIZE = 1 << 16
 """Values kept from each tensor of each batch for the range search: at 8 bits the search error of
 65,536 values is far below the rounding error it minimises."""
@@ -24,7 +26,9 @@ class TensorStatistics:
     the tensor's channel axis; ``values`` is a flat random sample and ``channels`` the channel of
     each sampled value. ``rule`` says where the statistics come from, for the report. ``prior``
     bounds the range by what stored statistics say; ``exact`` marks a range that is known and not
-    estimated.
+    estimated. ``margin`` widens the range found, within ``minimum`` and ``maximum``: real data
+    has heavier tails than some sources. ``importance`` ``[C]`` weighs a squared error in each
+    channel by what it does to the network's output; ``None`` weighs all alike.
     """
 
     minimum: float
@@ -37,6 +41,8 @@ class TensorStatistics:
     rule: str
     prior: tuple[float, float] | None = None
     exact: bool = False
+    margin: float = 1.0
+    importance: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class Statistics:
 
     ``tensors`` is keyed by node name. ``second_moments`` holds ``E[x x^T]`` of the unfolded input
     of the layers that were asked for, ``[groups, K, K]``. ``method`` and ``notes`` go to the
-    report.
+    report. ``inputs`` are samples that mean something to the unaltered network, where the source
+    has such.
     """
 
     tensors: Mapping[str, TensorStatistics]
@@ -53,15 +60,19 @@ class Statistics:
     samples: int
     second_moments: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    inputs: SyntheticSet | None = None
 
 
 class TensorObserver:
     """Accumulates :class:`TensorStatistics` batch by batch in constant memory."""
 
-    def __init__(self, channel_axis: int, generator: torch.Generator, rule: str) -> None:
+    def __init__(
+        self, channel_axis: int, generator: torch.Generator, rule: str, margin: float = 1.0
+    ) -> None:
         self._axis = channel_axis
         self._generator = generator
         self._rule = rule
+        self._margin = margin
         self._count = 0
         self._sum: Tensor | None = None
         self._low: Tensor | None = None
@@ -125,4 +136,5 @@ class TensorObserver:
             values=torch.cat(self._values),
             channels=torch.cat(self._channels),
             rule=self._rule,
+            margin=self._margin,
         )

@@ -49,6 +49,8 @@ class WorkerRequest:
         model: the file that the target's runner opens.
         inputs: ``.npz`` with one array for each input, samples on axis 0.
         batch_size: samples at a time, where the artifact leaves the choice.
+        stacked: axis 0 of the inputs is not the batch but counts runs, and so does axis 0 of the
+            outputs then.
         threads: threads of the runtime; its own choice if ``None``.
         simulate: run the ONNX file in ONNX Runtime, with Q/DQ as float arithmetic.
     """
@@ -59,6 +61,7 @@ class WorkerRequest:
     batch_size: int = 1
     threads: int | None = None
     simulate: bool = False
+    stacked: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -69,6 +72,7 @@ class WorkerRequest:
             "batch_size": self.batch_size,
             "threads": self.threads,
             "simulate": self.simulate,
+            "stacked": self.stacked,
         }
 
     @classmethod
@@ -81,6 +85,7 @@ class WorkerRequest:
             batch_size=int(data["batch_size"]),
             threads=None if data["threads"] is None else int(data["threads"]),
             simulate=bool(data["simulate"]),
+            stacked=bool(data["stacked"]),
         )
 
 

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgekit.errors import LoadError, VerificationError, require
+from edgekit.errors import LoadError, VerificationError
 from edgekit.runners.layer_times import LayerProfile
+from edgekit.runners.openvino_import import import_openvino
 from edgekit.runners.openvino_profile import read_profile
 from edgekit.runners.tensors import TensorInfo, check_feeds
 from edgekit.types import ExecutedLayer
@@ -186,7 +187,7 @@ class OpenVinoRunner:
 
 
 def _openvino() -> Any:
-    return require("openvino", extra="openvino")
+    return import_openvino()
 
 
 def _weighted_operator_names(path: Path) -> dict[str, str]:

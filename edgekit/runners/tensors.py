@@ -133,6 +133,26 @@ def infer_batches(
     }
 
 
+def infer_runs(runner: ArtifactRunner, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run once for each index of axis 0 and stack the outputs along a new axis 0.
+
+    Args:
+        runner: an open artifact.
+        feeds: input name to array ``[runs, *input shape]``.
+
+    Raises:
+        ConfigError: the inputs differ in their number of runs, or do not fit the artifact.
+    """
+    counts = sorted({len(array) if array.ndim else 0 for array in feeds.values()})
+    if len(counts) != 1 or counts[0] == 0:
+        raise ConfigError(f"inputs need one common number of runs on axis 0, got {counts}")
+    runs = [
+        runner.infer({name: array[index] for name, array in feeds.items()})
+        for index in range(counts[0])
+    ]
+    return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
+
+
 def _slice_size(inputs: tuple[TensorInfo, ...], count: int, batch_size: int) -> int:
     fixed = {info.shape[0] for info in inputs if info.shape} - {None}
     if not fixed:

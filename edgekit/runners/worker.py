@@ -18,7 +18,7 @@ import numpy as np
 from edgekit.errors import EdgekitError, LoadError
 from edgekit.runners import open_model
 from edgekit.runners.child import OUTPUTS_NAME, RESULT_NAME, WorkerRequest
-from edgekit.runners.tensors import infer_batches
+from edgekit.runners.tensors import infer_batches, infer_runs
 
 _STATUS = Path("/proc/self/status")
 
@@ -49,7 +49,10 @@ def _run(request: WorkerRequest, outputs_path: Path) -> dict[str, Any]:
         request.target, request.model, threads=request.threads, simulate=request.simulate
     )
     with runner:
-        outputs = infer_batches(runner, feeds, request.batch_size)
+        if request.stacked:
+            outputs = infer_runs(runner, feeds)
+        else:
+            outputs = infer_batches(runner, feeds, request.batch_size)
         # In a simulation the kernels are not those of the target: they would prove nothing.
         executed = [] if request.simulate else runner.executed_layers()
         versions = runner.versions

@@ -49,7 +49,7 @@ def test_clamps_and_sums_are_epilogues(clamp: str) -> None:
 def test_swish_behind_a_convolution_is_fp16() -> None:
     body = QUANTIZED_CONV + "g = Sigmoid(c0) r = Mul(c0, g)" + SECOND_CONV
     found = islands(body)
-    assert not found & {"c0", "g", "r", "d0", "v0"}
+    assert not found & {"c0", "g", "r", "q0", "d0", "v0"}
     assert "out" in found  # ends in the network's output
     assert {"q1", "d1", "v1"} <= found  # and its pair takes its type
 
@@ -78,7 +78,7 @@ def test_quantized_input_with_float_weight_counts_as_integer() -> None:
 
 
 def test_both_halves_of_a_shared_pair_take_one_type() -> None:
-    """One pair feeds an island and an FP16 chain: it is the island's."""
+    """One pair feeds an island and an FP16 chain: it is the island's, with its other reader."""
     body = (
         QUANTIZED_CONV
         + "r = Relu(c0)\n"
@@ -86,8 +86,21 @@ def test_both_halves_of_a_shared_pair_take_one_type() -> None:
         + "c2 = Conv(d1, v1) g = Sigmoid(c2) h = Mul(c2, g) out = Add(c1, h)"
     )
     found = islands(body)
-    assert {"c0", "q1", "d1", "v1", "c1"} <= found
-    assert not found & {"c2", "g", "h"}
+    assert {"c0", "q1", "d1", "v1", "c1", "c2"} <= found
+    assert not found & {"g", "h"}
+
+
+def test_operands_of_a_product_take_one_type() -> None:
+    """A product behind an island leads to FP16 operators: its weight stays in FP32 all the same."""
+    body = (
+        QUANTIZED_CONV
+        + "r = Relu(c0)\n"
+        + SECOND_CONV.replace("out", "c1")
+        + "g = Sigmoid(c1) out = Mul(c1, g)"
+    )
+    found = islands(body)
+    assert {"q1", "d1", "v1", "c1"} <= found
+    assert not found & {"g", "out"}
 
 
 def test_residual_sum_keeps_both_pairs() -> None:

@@ -7,11 +7,14 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from edgekit.errors import ConfigError, ExportError, OutputError
 from edgekit.exporters._float16 import to_float16
@@ -26,7 +29,10 @@ from edgekit.exporters._tensorrt_builder import (
     start_build,
 )
 from edgekit.exporters._tensorrt_layers import executed_layers
-from edgekit.types import ExecutedLayer, InputSpec
+from edgekit.exporters.tensorrt import TensorRtTarget
+from edgekit.quantized import QuantizedModel, lower
+from edgekit.template import build_template
+from edgekit.types import Cpu, ExecutedLayer, InputSpec
 
 onnx = pytest.importorskip("onnx", reason="the graphs under test are ONNX files")
 ir = pytest.importorskip("onnx_ir", reason="the graphs under test are ONNX files")
@@ -405,6 +411,22 @@ def test_standard_code_path(rtx: EngineBuilder, tmp_path: Path) -> None:
     assert engine.compute_capability is None
     assert "loads only with" in engine.notes[0]
     assert engine.layers == (ExecutedLayer("conv", "Conv", "int8"),)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_product_between_an_island_and_fp16(
+    rtx: EngineBuilder, quantize_module: Callable[..., QuantizedModel], bias: bool, tmp_path: Path
+) -> None:
+    """The builder demands one type for the scales of both operands of a product."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 32, bias), nn.Linear(32, 32, bias), nn.GELU(), nn.Linear(32, 16, bias)]
+    model = quantize_module(nn.Sequential(*layers), (12, 16))
+    target = TensorRtTarget()
+    lowered = lower(model, target.profile(Cpu.AVX2), target.unsupported(model.sited))
+    with closing(target.export(build_template(model.sited), lowered, tmp_path)) as export:
+        artifact = export.wait()
+    assert [path for path in artifact.files if path.endswith(".plan")]
+    assert not [note for note in artifact.notes if note.startswith("warning")]
 
 
 def test_warnings_about_quantization_are_told_from_lossless_ones() -> None:

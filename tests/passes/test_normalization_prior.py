@@ -54,7 +54,8 @@ def test_bounds_pass_through_what_keeps_them() -> None:
     assert found["batch_norm"] == (LOW, HIGH)
     assert found["relu"] == (0.0, HIGH)
     assert found["relu6"] == (0.0, 6.0)
-    for name in ("max_pool2d", "avg_pool2d", "flatten", "pad_1"):
+    (average,) = (name for name in found if name.startswith("avg_pool2d"))
+    for name in ("max_pool2d", average, "flatten", "pad_1"):
         assert found[name] == (LOW, HIGH), name
     (total,) = (name for name in ("add_1",) if name in found)
     assert found[total] == (LOW, 2 * HIGH)
@@ -84,11 +85,126 @@ def test_statistics_are_otherwise_kept() -> None:
         assert after.tensors[name].maximum == tensor.maximum
 
 
+def norm_of(kind: str) -> nn.Module:
+    made: dict[str, nn.Module] = {
+        "batch_norm": nn.BatchNorm2d(3),
+        "group_norm": nn.GroupNorm(1, 3),
+        "instance_norm": nn.InstanceNorm2d(3, affine=True),
+        "instance_norm, stored": nn.InstanceNorm2d(3, affine=True, track_running_stats=True),
+        "layer_norm": nn.LayerNorm(3),
+    }
+    norm = made[kind]
+    norm.weight.data.copy_(GAMMA)  # type: ignore[union-attr, operator]
+    norm.bias.data.copy_(BETA)  # type: ignore[union-attr, operator]
+    return norm
+
+
 @pytest.mark.parametrize(
-    ("norm", "node"),
-    [(nn.BatchNorm2d(3), "batch_norm"), (nn.GroupNorm(1, 3), "group_norm")],
+    ("kind", "shape", "count"),
+    [
+        ("batch_norm", (3, 4, 4), 37),  # 6 spreads, which is sqrt(37 - 1)
+        ("instance_norm, stored", (3, 4, 4), 37),
+        ("group_norm", (3, 4, 4), 48),
+        ("instance_norm", (3, 5, 5), 25),
+        ("layer_norm", (7, 3), 3),
+    ],
 )
-def test_parameters_are_found(norm: nn.Module, node: str) -> None:
-    norm.weight.data.copy_(GAMMA)  # type: ignore[union-attr]
-    norm.bias.data.copy_(BETA)  # type: ignore[union-attr]
-    assert priors(nn.Sequential(norm), 3, 4, 4)[node] == (LOW, HIGH)
+def test_spread_of_each_normalization(kind: str, shape: tuple[int, ...], count: int) -> None:
+    spread = GAMMA.abs() * (count - 1) ** 0.5
+    found = priors(nn.Sequential(norm_of(kind)), *shape)[kind.split(",")[0]]
+    expected = (float((BETA - spread).min()), float((BETA + spread).max()))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["group_norm", "instance_norm", "layer_norm"])
+def test_no_input_leaves_the_bounds(kind: str) -> None:
+    # One value far away from all others, which are alike, is as far out as a value can be.
+    module = nn.Sequential(norm_of(kind))
+    found = priors(module, 3, 5, 3)[kind]
+    assert found is not None
+    x = torch.zeros(6, 3, 5, 3)
+    for index, (channel, value) in enumerate([(c, v) for c in range(3) for v in (-1e6, 1e6)]):
+        x[index, channel, 2, channel] = value
+    y = module(x).detach()
+    slack = 1e-4 * (found[1] - found[0])  # float32, and eps
+    assert found[0] - slack <= float(y.min()) <= found[0] + slack
+    assert found[1] - slack <= float(y.max()) <= found[1] + slack
+
+
+def test_varying_size_has_no_bound() -> None:
+    module = nn.Sequential(norm_of("instance_norm"))
+    model = capture(module, [InputSpec("x", (1, 3, 8, 8), variable_axes=(2, 3))])
+    found = with_normalization_prior(model, statistics_of(model))
+    assert found.tensors["instance_norm"].prior is None
+
+
+@pytest.mark.parametrize(
+    ("alpha", "low", "high"),
+    [(2.0, LOW + 2 * 0.0, HIGH + 2 * HIGH), (-0.5, LOW - 0.5 * HIGH, HIGH)],
+)
+def test_sum_with_a_factor(alpha: float, low: float, high: float) -> None:
+    class Sum(Norms):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            return torch.add(y, F.relu(y), alpha=alpha)
+
+    assert priors(Sum(), 3, 4, 4)["add"] == (low, high)
+
+
+def test_mean_may_count_zeros_around_the_border() -> None:
+    class Pooled(Norms):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.norm(x)
+            return F.avg_pool2d(y, 3, padding=1), F.avg_pool2d(y, 2, divisor_override=1)
+
+    module = Pooled()
+    module.norm.bias.data.fill_(100.0)
+    found = [
+        prior for name, prior in priors(module, 3, 4, 4).items() if name.startswith("avg_pool2d")
+    ]
+    assert found == [(0.0, 112.0), None]
+
+
+def test_rule_tells_what_set_each_range() -> None:
+    class Network(Norms):
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu6(self.norm(self.conv(x)))
+            y = F.sigmoid(y)
+            y = self.plain(self.conv(y))
+            return self.conv(torch.tanh(y)).mean((2, 3))
+
+    module = Network()
+    module.norm.weight.data.fill_(0.01)
+    module.norm.bias.data.fill_(0.0)
+    module.norm.running_var.fill_(1e-4)  # type: ignore[union-attr, operator]
+    model = capture(module, [InputSpec("x", (1, 3, 4, 4))])
+    found = with_normalization_prior(model, statistics_of(model)).tensors
+    assert found["x"].rule == "m"
+    assert found["sigmoid"].rule == "m"  # a normalization comes after it
+    # what goes in spreads a hundred times as wide as the BatchNorm says
+    assert found["batch_norm"].rule == "m, cut to what BatchNorm stores"
+    assert found["relu6"].rule == "m, cut to what BatchNorm stores"
+    assert found["tanh"].rule == "m, behind the last normalization"
+    (last,) = (name for name in found if name.startswith("mean"))
+    assert found[last].rule == "m, behind the last normalization"
+
+
+def test_rule_names_every_normalization_of_a_sum() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batch, self.group = norm_of("batch_norm"), norm_of("group_norm")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.batch(x) + self.group(x)
+
+    model = capture(Sum(), [InputSpec("x", (1, 3, 4, 4))])
+    found = with_normalization_prior(model, statistics_of(model)).tensors
+    assert found["group_norm"].rule == "m, within what GroupNorm stores"
+    assert found["add"].rule == "m, within what BatchNorm and GroupNorm store"
+
+
+def test_network_without_normalization() -> None:
+    model = capture(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), [InputSpec("x", (1, 3, 4, 4))])
+    found = with_normalization_prior(model, statistics_of(model)).tensors
+    assert {tensor.rule for tensor in found.values()} == {"m"}

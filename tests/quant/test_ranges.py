@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from edgekit.quant import ranges
 from edgekit.quant.affine import QParams, qparams_from_range
 from edgekit.quant.ranges import mse_qparams
 from edgekit.types import TensorScheme
@@ -55,9 +54,8 @@ KINDS = ["normal", "outliers", "heavy tail", "rectified", "skewed", "uniform", "
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_error_is_within_a_tenth_of_brute_force(
-    monkeypatch: pytest.MonkeyPatch, kind: str, bits: int, symmetric: bool
+    kind: str, bits: int, symmetric: bool
 ) -> None:
-    monkeypatch.setattr(ranges, "MARGIN", 1.0)  # the margin trades this very error for safety
     x = sample(kind)
     scheme = TensorScheme(bits, signed=symmetric, symmetric=symmetric)
     grid = mse_qparams(torch.from_numpy(x).float(), float(x.min()), float(x.max()), scheme)
@@ -66,8 +64,7 @@ def test_error_is_within_a_tenth_of_brute_force(
     assert squared_error(x, grid) <= 1.1 * brute_force(x, scheme)
 
 
-def test_outliers_are_clipped_and_a_full_range_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranges, "MARGIN", 1.0)
+def test_outliers_are_clipped_and_a_full_range_is_kept() -> None:
     scheme = TensorScheme(4, signed=False, symmetric=True)
     bulk = torch.randn(20000, generator=torch.Generator().manual_seed(0)).abs()
     spiky = torch.cat([bulk, torch.tensor([20.0])])
@@ -80,25 +77,27 @@ def test_outliers_are_clipped_and_a_full_range_is_kept(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("scheme", [U8, S8_ZERO], ids=["asymmetric", "symmetric"])
-def test_margin_widens_the_range_up_to_the_limits(
-    monkeypatch: pytest.MonkeyPatch, scheme: TensorScheme
-) -> None:
+def test_margin_widens_the_range_up_to_the_limits(scheme: TensorScheme) -> None:
     x = torch.from_numpy(sample("outliers")).float()
     low, high = float(x.min()), float(x.max())
-    monkeypatch.setattr(ranges, "MARGIN", 1.0)
     tight = mse_qparams(x, low, high, scheme)
-    monkeypatch.setattr(ranges, "MARGIN", 1.25)
-    wide = mse_qparams(x, low, high, scheme)
+    wide = mse_qparams(x, low, high, scheme, margin=1.25)
     # an asymmetric zero point is rounded: half a step at either end
     slack = wide.scale / 2 + tight.scale / 2
     assert wide.maximum == pytest.approx(min(tight.maximum * 1.25, high), abs=slack)
-    monkeypatch.setattr(ranges, "MARGIN", 1e6)
-    assert mse_qparams(x, low, high, scheme) == qparams_from_range(low, high, scheme)
+    assert mse_qparams(x, low, high, scheme, margin=1e6) == qparams_from_range(low, high, scheme)
 
 
-def test_margin_in_use_is_moderate() -> None:
-    # below 1 it would clip what was observed; at 2 a bit of resolution would be lost
-    assert 1.0 <= ranges.MARGIN < 2.0
+def test_weights_decide_what_is_clipped() -> None:
+    scheme = TensorScheme(4, signed=False, symmetric=True)
+    bulk = torch.randn(20000, generator=torch.Generator().manual_seed(0)).abs()
+    spiky = torch.cat([bulk, torch.tensor([20.0])])
+    weights = torch.ones(len(spiky))
+    assert mse_qparams(spiky, 0.0, 20.0, scheme, weights=weights) == mse_qparams(
+        spiky, 0.0, 20.0, scheme
+    )
+    weights[-1] = 1e6  # now the one outlier is what counts
+    assert mse_qparams(spiky, 0.0, 20.0, scheme, weights=weights).maximum >= 19.0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,7 +7,7 @@ import pytest
 
 from edgekit.errors import ConfigError
 from edgekit.runners.onnxruntime import OnnxRuntimeRunner
-from edgekit.runners.tensors import TensorInfo, check_feeds, infer_batches
+from edgekit.runners.tensors import TensorInfo, check_feeds, infer_batches, infer_runs
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
@@ -43,6 +43,17 @@ def test_samples_must_fill_slices(qdq_network: Any) -> None:
             infer_batches(runner, {"x": qdq_network.inputs(1)[:0]}, 1)
         with pytest.raises(ConfigError, match="one common number of samples"):
             infer_batches(runner, {"x": qdq_network.inputs(1), "z": np.zeros(2)}, 1)
+
+
+def test_runs_are_stacked_along_an_axis_of_their_own(qdq_network: Any) -> None:
+    x = qdq_network.inputs(6)
+    with OnnxRuntimeRunner(qdq_network.path) as runner:
+        y = infer_runs(runner, {"x": x.reshape(3, 2, 3, 8, 8)})["y"]
+        with pytest.raises(ConfigError, match="one common number of runs"):
+            infer_runs(runner, {"x": x[:0]})
+    assert y.shape == (3, 2, 4, 8, 8)
+    expected = qdq_network.reference(x).reshape(y.shape)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=FLOAT_TOLERANCE)
 
 
 def test_feeds_come_back_contiguous_and_in_order() -> None:

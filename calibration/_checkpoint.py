@@ -1,0 +1,116 @@
+"""State of a long synthesis on disk: written atomically, refused for another network or setting."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import time
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgekit.capture import CapturedModel
+from edgekit.errors import CalibrationError, OutputError
+
+_EVERY_SECONDS = 20.0  # what a kill may cost; writing takes a fraction of a second
+
+
+@dataclass
+class Checkpoint:
+    """Saves and restores the state of one run.
+
+    Attributes:
+        path: the file; it may not exist yet.
+        identity: what the run depends on; :func:`run_identity` makes it.
+    """
+
+    path: Path
+    identity: Mapping[str, str]
+    _saved: float = field(default_factory=time.monotonic)
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the saved state, or ``None`` where there is no file yet.
+
+        Raises:
+            CalibrationError: the file is damaged, or belongs to another network or setting.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            identity, state = saved["identity"], saved["state"]
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
+            raise self._damaged(error) from error
+        except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise self._damaged(error) from error
+        for key, value in self.identity.items():
+            if identity.get(key) != value:
+                raise CalibrationError(
+                    f"the checkpoint '{self.path}' was made with another {key} "
+                    f"({identity.get(key)}, now {value})",
+                    "continue with the same model and options, or name another --checkpoint file",
+                )
+        assert isinstance(state, dict)
+        return state
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write the state; after a crash at any point the old or the new one is there.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        beside = self.path.with_name(f".{self.path.name}.partial")
+        try:
+            with beside.open("wb") as file:
+                torch.save({"identity": dict(self.identity), "state": dict(state)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self.path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise OutputError(
+                f"the checkpoint '{self.path}' cannot be written: {error.strerror or error}",
+                "name a file on a disk with room with --checkpoint",
+            ) from error
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last save is long enough ago."""
+        return time.monotonic() - self._saved > _EVERY_SECONDS
+
+    def remove(self) -> None:
+        """Delete the file: the run is done."""
+        self.path.unlink(missing_ok=True)
+
+    def _damaged(self, error: Exception) -> CalibrationError:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        return CalibrationError(
+            f"the checkpoint '{self.path}' cannot be read: {first[0]}",
+            "delete it to start from the beginning, or name another --checkpoint file",
+        )
+
+
+def run_identity(model: CapturedModel, options: object, device: torch.device) -> dict[str, str]:
+    """Return what a run's result depends on, each as a short text.
+
+    Args:
+        model: the network; graph and parameters count.
+        options: the engine's options, a frozen dataclass with a complete ``repr``.
+        device: where the run takes place.
+    """
+    digest = hashlib.sha256(model.graph.code.encode())
+    for name, tensor in sorted(model.graph.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {
+        "network": digest.hexdigest()[:16],
+        "options": repr(options),
+        "device": device.type,
+        "thread count": str(torch.get_num_threads()),
+        "torch version": torch.__version__,
+    }

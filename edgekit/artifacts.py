@@ -1,0 +1,158 @@
+"""From statistics to artifacts: quantization, one lowering for each target, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgekit.capture import CapturedModel
+from edgekit.errors import ConfigError, ExportError, UnsupportedError
+from edgekit.lowering import LoweredModel
+from edgekit.passes.equalize import equalize
+from edgekit.passes.fold_batchnorm import fold_batchnorm
+from edgekit.passes.input_domain import with_input_domain
+from edgekit.passes.measured_bias import with_measured_bias
+from edgekit.passes.normalization_prior import with_normalization_prior
+from edgekit.quant.statistics import Statistics
+from edgekit.quantized import QuantizedModel, lower, quantize_model
+from edgekit.recipe import Recipe
+from edgekit.registry import REFERENCES, TARGETS, resolve
+from edgekit.sites import insert_sites
+from edgekit.stages import threads
+from edgekit.target import PendingExport, Target
+from edgekit.template import build_template
+from edgekit.types import SCHEMES, Artifact, Cpu, Progress
+
+
+def usable_targets(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the targets to write: those named, or all that can be written here.
+
+    Raises:
+        ConfigError: an unknown target, or a target named twice.
+        MissingDependencyError: the runtime of a named target is not installed.
+    """
+    if names is None:
+        return tuple(name for name in TARGETS if target_named(name).missing() is None)
+    if len(set(names)) != len(names) or not names:
+        raise ConfigError(f"--targets {','.join(names)}: name each target once")
+    for name in names:
+        missing = target_named(name).missing()
+        if missing is not None:
+            raise missing
+    return tuple(names)
+
+
+def target_named(name: str) -> Target:
+    """Return the target of a registered name."""
+    target: Target = resolve(TARGETS, name, "target")()
+    return target
+
+
+def quantize_observed(
+    captured: CapturedModel, statistics: Statistics, scheme: str
+) -> QuantizedModel:
+    """Fold, equalize and quantize a network with what a calibration observed.
+
+    Args:
+        captured: the network with its BatchNorms.
+        statistics: of its activations.
+        scheme: a name in ``SCHEMES``.
+    """
+    statistics = with_normalization_prior(captured, statistics)
+    statistics = with_input_domain(captured, statistics)
+    folded, statistics = fold_batchnorm(captured, statistics)
+    equal, statistics, lifted = equalize(folded, statistics)
+    return quantize_model(
+        insert_sites(equal), statistics, SCHEMES[scheme], {"equalized": dict(lifted)}
+    )
+
+
+def lower_for(quantized: QuantizedModel, target: Target, cpu: Cpu) -> LoweredModel:
+    """Derive what a target executes, its biases corrected on inputs where there are any."""
+    with threads(1):  # small operators: threads would wait for one another
+        lowered = lower(quantized, target.profile(cpu), target.unsupported(quantized.sited))
+    made = quantized.statistics.inputs
+    return lowered if made is None else with_measured_bias(lowered, made)
+
+
+def export_all(
+    quantized: QuantizedModel, recipe: Recipe, directory: Path, progress: Progress
+) -> tuple[dict[str, LoweredModel], list[Artifact], dict[str, str]]:
+    """Write the artifacts of all targets of a recipe, and the neutral files beside them.
+
+    Returns:
+        What each target executes, the artifacts written, and the reasons of those that failed.
+    """
+    template = build_template(quantized.sited)
+    progress("export", 0.3)
+    lowered: dict[str, LoweredModel] = {}
+    failures: dict[str, str] = {}
+    with ExitStack() as stack:
+        pending: dict[str, PendingExport] = {}
+        for name in sorted(recipe.targets, key=lambda n: target_named(n).executed):
+            target = target_named(name)  # engines first: they build while the others are written
+            lowered[name] = lower_for(quantized, target, recipe.cpu)
+            try:
+                pending[name] = target.export(template, lowered[name], directory)
+                stack.callback(pending[name].close)
+            except (ExportError, UnsupportedError) as error:
+                failures[name] = error.message
+            progress(f"export {name}", 0.3 + 0.6 * len(lowered) / len(recipe.targets))
+        artifacts = _wait(pending, failures, recipe.targets)
+    write_neutral_files(template, quantized, directory)
+    return lowered, artifacts, failures
+
+
+def _wait(
+    pending: Mapping[str, PendingExport], failures: dict[str, str], order: Sequence[str]
+) -> list[Artifact]:
+    artifacts = []
+    for name in order:
+        if name in pending:
+            try:
+                artifacts.append(pending[name].wait())
+            except (ExportError, UnsupportedError) as error:
+                failures[name] = error.message
+    return artifacts
+
+
+def write_neutral_files(template: ir.Model, quantized: QuantizedModel, directory: Path) -> None:
+    """Write the float reference and the integer codes."""
+    from safetensors.torch import save_file
+
+    from edgekit.simulate import code_names
+
+    realize_float = resolve(REFERENCES, "onnx", "reference format")
+    reference = directory / "float" / "model.onnx"
+    reference.parent.mkdir()
+    ir.save(realize_float(template, quantized.sited), reference)
+    save_file(code_names(quantized.codes), directory / "quantized.safetensors")
+
+
+def export(
+    quantized: QuantizedModel, directory: Path, *, targets: Sequence[str], cpu: Cpu = Cpu.AVX2
+) -> list[Artifact]:
+    """Write the artifacts of a quantized model below an existing directory.
+
+    Args:
+        quantized: the neutral quantized model.
+        directory: where the targets' folders go.
+        targets: names of the targets.
+        cpu: instruction set that CPU artifacts must be exact on.
+
+    Raises:
+        ExportError: a target's own tools reject the graph.
+    """
+    template = build_template(quantized.sited)
+    artifacts = []
+    for name in usable_targets(targets):
+        target = target_named(name)
+        pending = target.export(template, lower_for(quantized, target, cpu), directory)
+        try:
+            artifacts.append(pending.wait())
+        finally:
+            pending.close()
+    return artifacts

@@ -1,0 +1,149 @@
+"""A set of synthesized network inputs, in memory and as a portable ``.npz`` file.
+
+The file holds one array for each network input under the input's name, ``labels`` (where the
+engine aimed at classes) and ``manifest``, a JSON text. It opens without pickling, so any tool that
+reads NumPy arrays can calibrate with it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgekit.errors import CalibrationError, LoadError
+from edgekit.types import InputSpec
+
+SCHEMA_VERSION = 1
+_RESERVED = ("labels", "manifest")
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """Inputs of a network that no one recorded.
+
+    Attributes:
+        inputs: one tensor for each network input, in order, samples along axis 0, as the network
+            takes them (already preprocessed).
+        labels: class that each sample was made for, ``[N]`` int64, or ``None``.
+        engine: name of the engine that made them.
+        facts: what the engine reports of its work; plain JSON values.
+        notes: the same in sentences, for a report.
+    """
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None
+    engine: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return int(self.inputs[0].shape[0])
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the inputs ``size`` samples at a time."""
+        for start in range(0, len(self), size):
+            yield tuple(value[start : start + size] for value in self.inputs)
+
+
+def save_synthetic(
+    made: SyntheticSet, specs: Sequence[InputSpec], path: Path, extra: Mapping[str, Any]
+) -> None:
+    """Write the set to ``path``, whole or not at all.
+
+    Args:
+        made: the set.
+        specs: the network's inputs, which name the arrays.
+        path: file to write; an existing one is replaced.
+        extra: further facts for the manifest, such as the model's hash.
+    """
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "engine": made.engine,
+        "samples": len(made),
+        "inputs": [spec.to_dict() for spec in specs],
+        **extra,
+        "facts": dict(made.facts),
+    }
+    arrays: dict[str, Any] = {
+        _key(spec.name): value.numpy() for spec, value in zip(specs, made.inputs, strict=True)
+    }
+    arrays["manifest"] = np.array(json.dumps(manifest))
+    if made.labels is not None:
+        arrays["labels"] = made.labels.numpy()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        beside.write_bytes(buffer.getbuffer())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_synthetic(path: Path, specs: Sequence[InputSpec]) -> SyntheticSet:
+    """Read a set and check it against the network's inputs.
+
+    A file without ``manifest`` is taken as it is, so arrays from elsewhere can be used as well.
+
+    Raises:
+        LoadError: not an ``.npz`` file, or it needs pickling.
+        CalibrationError: an array is missing or does not fit the network's input.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise LoadError(
+            f"'{path}' is not a set of arrays that opens without pickling: {error}",
+            "write it with 'edgekit synthesize' or numpy.savez",
+        ) from error
+    manifest = json.loads(str(arrays["manifest"])) if "manifest" in arrays else {}
+    inputs = tuple(_fitting(arrays, spec, path) for spec in specs)
+    if len({len(value) for value in inputs}) != 1 or not len(inputs[0]):
+        raise CalibrationError(
+            f"'{path}': the inputs hold {[len(value) for value in inputs]} samples",
+            "each input needs the same number of samples, and at least one",
+        )
+    labels = torch.from_numpy(arrays["labels"]).long() if "labels" in arrays else None
+    engine = str(manifest.get("engine", "file"))
+    note = (
+        f"inputs of '{path.name}', made by {engine}"
+        if manifest
+        else (f"inputs of '{path.name}', of unknown origin")
+    )
+    return SyntheticSet(inputs, labels, engine, dict(manifest.get("facts", {})), (note,))
+
+
+def _key(name: str) -> str:
+    return f"input_{name}" if name in _RESERVED else name
+
+
+def _fitting(arrays: Mapping[str, np.ndarray], spec: InputSpec, path: Path) -> Tensor:
+    value = arrays.get(_key(spec.name))
+    if value is None:
+        raise CalibrationError(
+            f"'{path}' has no array '{_key(spec.name)}' (it has {', '.join(sorted(arrays))})",
+            "name each array after the network's input",
+        )
+    fixed = [axis for axis in range(1, len(spec.shape)) if axis not in spec.variable_axes]
+    fits = value.ndim == len(spec.shape) and all(
+        value.shape[axis] == spec.shape[axis] for axis in fixed
+    )
+    if not fits or str(value.dtype) != spec.dtype:
+        raise CalibrationError(
+            f"'{path}': array '{_key(spec.name)}' is {value.dtype}{list(value.shape)}, "
+            f"the network takes {spec.dtype}{['N', *spec.shape[1:]]}",
+            "synthesize the set for this network",
+        )
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise CalibrationError(f"'{path}': array '{_key(spec.name)}' holds NaN or infinity")
+    return torch.from_numpy(value)
