@@ -49,8 +49,9 @@ def logit_kl(reference: np.ndarray, value: np.ndarray) -> np.ndarray:
     Returns:
         ``[N]`` float64, infinite where a logit is not finite.
     """
-    wanted, found = (_log_softmax(logits) for logits in (reference, value))
-    divergence = (np.exp(wanted) * (wanted - found)).sum(1)
+    with np.errstate(invalid="ignore"):  # what is not finite is reported as infinitely far
+        wanted, found = (_log_softmax(logits) for logits in (reference, value))
+        divergence = (np.exp(wanted) * (wanted - found)).sum(1)
     return np.where(np.isfinite(divergence), divergence, np.inf)
 
 

@@ -16,8 +16,8 @@ PASS, FAIL, UNCLEAR, MISSING, INFO = "pass", "FAIL", "unclear", "not measured", 
 
 MIN_AGREEMENT = 96.5
 MAX_DROP = 1.5
-MAX_SECONDS = 60.0
-MAX_GB = 2.5
+RESOURCES = {"instant": (60.0, 2.5), "standard": (240.0, 4.0)}
+"""Seconds and GB that the command may take on two cores, by effort."""
 FLOAT_CONVOLUTIONS = 2  # so many may stay in float: 47 of EfficientNet-Lite0's 49 run in INT8
 MAX_OF_NNCF = 1.0
 MAX_OF_ONNXRUNTIME = 1.05
@@ -99,9 +99,9 @@ def ratios(result: Mapping[str, Any]) -> dict[tuple[str, str], Ratio]:
     }
 
 
-def judge(case: Case, result: Mapping[str, Any]) -> list[Row]:
+def judge(case: Case, result: Mapping[str, Any], effort: str) -> list[Row]:
     """Return the rows of one network."""
-    table = _Table(case, result)
+    table = _Table(case, result, effort)
     table.accuracy()
     table.resources()
     table.convolutions()
@@ -120,11 +120,12 @@ def judge_help(seconds: float | None) -> Row:
 
 
 class _Table:
-    def __init__(self, case: Case, result: Mapping[str, Any]) -> None:
+    def __init__(self, case: Case, result: Mapping[str, Any], effort: str) -> None:
         self.rows: list[Row] = []
         self._case = case
         self._result = result
         self._scores = scores(result)
+        self._effort = effort
 
     def _add(self, figure: str, measured: str, peers: str, bar: str, verdict: str) -> None:
         self.rows.append(
@@ -175,7 +176,8 @@ class _Table:
 
     def resources(self) -> None:
         """Wall time and peak memory of the command."""
-        time_bar, memory_bar = f"<= {MAX_SECONDS:g} s", f"<= {MAX_GB:g} GB"
+        max_seconds, max_gb = RESOURCES[self._effort]
+        time_bar, memory_bar = f"<= {max_seconds:g} s", f"<= {max_gb:g} GB"
         nncf = self._result["peers"].get("nncf")
         peer = "-" if nncf is None else f"NNCF alone {nncf['seconds']:.1f} s"
         if self._result["quantize"] is None:
@@ -184,12 +186,12 @@ class _Table:
             return
         usage = self._result["quantize"]["usage"]
         seconds = usage["seconds"]
-        verdict = _at_most(seconds, MAX_SECONDS)
+        verdict = _at_most(seconds, max_seconds)
         self._add("wall time of the command, 2 cores", f"{seconds:.1f} s", peer, time_bar, verdict)
         process = usage["process_bytes"] / 1e9
         tree = max(usage["tree_bytes"] / 1e9, process)  # sampling may miss a short peak
         measured = f"{tree:.2f} GB; largest process {process:.2f}"
-        verdict = _at_most(tree, MAX_GB)
+        verdict = _at_most(tree, max_gb)
         self._add("peak memory, all processes together", measured, "-", memory_bar, verdict)
 
     def convolutions(self) -> None:

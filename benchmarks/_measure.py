@@ -35,6 +35,7 @@ class Plan:
         nncf_samples: real images for NNCF.
         onnxruntime_samples: real images for ONNX Runtime's quantizer.
         blocks: latency blocks of each artifact; 0 for none.
+        effort: of edgekit's calibration.
     """
 
     data: Path
@@ -42,6 +43,7 @@ class Plan:
     nncf_samples: int
     onnxruntime_samples: int
     blocks: int
+    effort: str
 
 
 def edgekit_command() -> str:
@@ -152,6 +154,7 @@ class Measurement:
             shape = "x".join(map(str, self._case.shape))
             stated = ["--arch", self._case.arch, "--input", shape]
             stated += ["--preprocessing", self._case.preprocessing]
+        stated += ["--effort", self._plan.effort]
         return ["quantize", str(weights), *stated, "--out", str(self._path(out)), "--json"]
 
     def _peer(self, name: str, samples: int, file: str) -> dict[str, Any]:

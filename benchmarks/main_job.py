@@ -21,7 +21,7 @@ from benchmarks._artifacts import ARTIFACTS
 from benchmarks._cases import CASES, DATA_VARIABLE, DataError, find_data
 from benchmarks._conditions import conditions, load_average
 from benchmarks._emulation import EmulationError, emulated, run_below_mask
-from benchmarks._judge import FAIL, MISSING, judge, judge_help, ratios, scores
+from benchmarks._judge import FAIL, MISSING, RESOURCES, judge, judge_help, ratios, scores
 from benchmarks._measure import Measurement, Plan, edgekit_command
 from benchmarks._process import StepError, best_seconds
 from benchmarks._table import print_conditions, print_failures, print_rows, print_scores
@@ -56,6 +56,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--networks", default="all", help=f"of {', '.join(CASES)}; default: all")
+    add("--effort", choices=sorted(RESOURCES), default="standard", help="of edgekit's calibration")
     add("--images", type=int, help="evaluation images of each network; default: all")
     add("--blocks", type=int, default=9, help="latency blocks of each artifact (default 9)")
     add("--skip-latency", action="store_true", help="leave the latencies out")
@@ -70,8 +71,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _plan(options: argparse.Namespace, data: Path) -> Plan:
     blocks = 0 if options.skip_latency else options.blocks
     if options.quick:
-        return Plan(data, options.images or 50, 32, 32, min(blocks, 3))
-    return Plan(data, options.images, 250, 128, blocks)
+        return Plan(data, options.images or 50, 32, 32, min(blocks, 3), options.effort)
+    return Plan(data, options.images, 250, 128, blocks, options.effort)
 
 
 def _run(options: argparse.Namespace, names: Sequence[str], data: Path) -> int:
@@ -88,7 +89,8 @@ def _run(options: argparse.Namespace, names: Sequence[str], data: Path) -> int:
     where["load_average_after"] = load_average()
     where["seconds"] = round(time.perf_counter() - started, 1)
     where["quick"] = options.quick
-    rows = [row for name in names for row in judge(CASES[name], results[name])]
+    where["effort"] = options.effort
+    rows = [row for name in names for row in judge(CASES[name], results[name], options.effort)]
     rows.append(judge_help(help_seconds))
     print_conditions(where)
     for name in names:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import time
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 
 from edgekit.capture import CapturedModel
 from edgekit.errors import CalibrationError, OutputError
+from edgekit.files.torch_save import READER_ERRORS
 
 _EVERY_SECONDS = 20.0  # what a kill may cost; writing takes a fraction of a second
 
@@ -43,11 +42,12 @@ class Checkpoint:
             return None
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            identity, state = saved["identity"], saved["state"]
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
-            raise self._damaged(error) from error
-        except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            raise self._damaged(error) from error
+        except READER_ERRORS as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise self._unreadable(reason or "it is damaged") from error
+        identity, state = _parts(saved)
+        if identity is None or state is None:
+            raise self._unreadable("it holds something else")
         for key, value in self.identity.items():
             if identity.get(key) != value:
                 raise CalibrationError(
@@ -55,7 +55,6 @@ class Checkpoint:
                     f"({identity.get(key)}, now {value})",
                     "continue with the same model and options, or name another --checkpoint file",
                 )
-        assert isinstance(state, dict)
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -87,12 +86,21 @@ class Checkpoint:
         """Delete the file: the run is done."""
         self.path.unlink(missing_ok=True)
 
-    def _damaged(self, error: Exception) -> CalibrationError:
-        first = str(error).strip().splitlines() or [type(error).__name__]
+    def _unreadable(self, reason: str) -> CalibrationError:
         return CalibrationError(
-            f"the checkpoint '{self.path}' cannot be read: {first[0]}",
-            "delete it to start from the beginning, or name another --checkpoint file",
+            f"the checkpoint '{self.path}' cannot be read: {reason}",
+            "name another --checkpoint file to start from the beginning",
         )
+
+
+def _parts(saved: object) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return identity and state, ``None`` where the file has none."""
+    parts = saved if isinstance(saved, dict) else {}
+    identity, state = parts.get("identity"), parts.get("state")
+    return (
+        identity if isinstance(identity, dict) else None,
+        state if isinstance(state, dict) else None,
+    )
 
 
 def run_identity(model: CapturedModel, options: object, device: torch.device) -> dict[str, str]:
@@ -112,5 +120,5 @@ def run_identity(model: CapturedModel, options: object, device: torch.device) ->
         "options": repr(options),
         "device": device.type,
         "thread count": str(torch.get_num_threads()),
-        "torch version": torch.__version__,
+        "torch version": str(torch.__version__),  # a class of its own, not loadable as such
     }

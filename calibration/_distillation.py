@@ -41,7 +41,7 @@ class Settings:
 
     Attributes:
         samples: inputs to make.
-        batch: inputs updated at once.
+        batch: inputs updated at once; a run that is continued keeps the number it had.
         seed: seed of everything random.
         rounds: updates of each input; from the network's work if ``None``.
         lr: step size of Adam at the start, in units of the signal's spread; it falls as a cosine.
@@ -76,7 +76,13 @@ class Distillation:
         self._distance = Distance.over(norms, Scale.RELATIVE)
         self._stored = stored_spread(norms)
         self._window = window_of(model)
-        size = self._network.whole(min(options.batch, options.samples))
+        self._checkpoint, state = None, None
+        if checkpoint is not None:  # the batch may have shrunk for lack of memory meanwhile
+            identity = run_identity(model, replace(options, batch=1), device)
+            self._checkpoint = Checkpoint(checkpoint, identity)
+            state = self._checkpoint.load()
+        fresh = self._network.whole(min(options.batch, options.samples))
+        size: int = fresh if state is None else state["batch"]
         self._parts = -(-options.samples // size)
         self._drawn = [
             tuple(
@@ -99,10 +105,7 @@ class Distillation:
         self._history: list[float] = []
         self._ended = ""
         self._seconds = 0.0
-        self._checkpoint = None
-        if checkpoint is not None:
-            self._checkpoint = Checkpoint(checkpoint, run_identity(model, options, device))
-            self._restore(self._checkpoint.load())
+        self._restore(state)
 
     def _part_labels(self, part: int, size: int) -> ClassBatch | None:
         known = self._network.classes
@@ -163,15 +166,15 @@ class Distillation:
         inputs = self._network.space.complete(signals, self._drawn[part])
         seen = self._network.run(inputs, draws if self._options.swing else None)
         loss = self._distance(self._statistics.with_part(part, seen.moments), self._stored)
-        value = float(loss)
+        value = float(loss.detach())
         if self._objective is not None:
             batch, known = self._labels[part], self._network.classes
             assert batch is not None and known is not None
             terms = self._objective.terms(seen, known.logits(seen), batch, draws)
             loss = loss + self._objective.total(terms)
             self._objective.follow(terms, batch)
-        if not math.isfinite(float(loss)):
-            return float(loss)
+        if not math.isfinite(total := float(loss.detach())):
+            return total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -248,6 +251,7 @@ class Distillation:
             "centroids": None
             if self._objective is None or self._objective.centroids is None
             else self._objective.centroids.state(),
+            "batch": len(self._drawn[0][0]),
             "round": self._round,
             "history": self._history,
             "ended": self._ended,

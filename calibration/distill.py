@@ -55,6 +55,12 @@ class Distill(Settings):
             made = _attempt(model, options, checkpoint, progress, notes)
             if made is not None:
                 return made
+            if checkpoint is not None and checkpoint.exists():
+                raise CalibrationError(
+                    "distill: memory does not suffice any more",
+                    f"close other programs and run the same command again: it goes on from "
+                    f"'{checkpoint}'",
+                )
             if options.batch == 1:
                 raise CalibrationError(
                     "distill: memory does not suffice for a single input",

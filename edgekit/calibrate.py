@@ -15,10 +15,15 @@ from edgekit.quant.statistics import Statistics
 from edgekit.registry import CALIBRATIONS, SYNTHESIZERS, resolve
 from edgekit.synthetic import SyntheticSet, load_synthetic
 from edgekit.types import Effort, Progress, no_progress
+from edgekit.work import multiplications
 
 ENGINE_OF = {Effort.INSTANT: "renorm", Effort.STANDARD: "distill", Effort.BEST: "distill"}
 """What ``auto`` means for each effort, where the network allows it (:func:`choose`)."""
 
+_CONVERGES = 8e7
+"""Multiply-accumulates of one sample up to which distillation converges within minutes on two
+cores. There it beats renorm on every target (ResNet-20, ResNet-8); beyond, the few rounds that
+there is time for do not (EfficientNet-Lite0: no better than renorm, after three minutes)."""
 _BATCH = 32  # samples that pass through the network at once
 
 
@@ -80,7 +85,8 @@ def choose(model: CapturedModel, name: str, effort: Effort) -> tuple[str, str]:
     """Return the calibration to use, and why.
 
     ``auto`` takes the engine of the effort where there is something for it to match: stored
-    statistics of a BatchNorm, and a float input to shape. Otherwise it falls back to renorm.
+    statistics of a BatchNorm, and a float input to shape; at ``standard``, if the network is small
+    enough for it to converge. Otherwise it falls back to renorm.
     """
     if name != "auto":
         return name, "named by --calibration"
@@ -91,6 +97,12 @@ def choose(model: CapturedModel, name: str, effort: Effort) -> tuple[str, str]:
         return "renorm", f"auto: no BatchNorm whose statistics {wanted} could match"
     if not any(spec.dtype.startswith("float") for spec in model.inputs):
         return "renorm", f"auto: no float input that {wanted} could shape"
+    work = multiplications(model.graph)
+    if effort is Effort.STANDARD and work > _CONVERGES:
+        return "renorm", (
+            f"auto: {wanted} would not converge in minutes on {work / 1e6:.0f} million "
+            "multiplications a sample; --effort best tries"
+        )
     return wanted, f"auto: the engine of effort {effort.value}"
 
 

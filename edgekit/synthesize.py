@@ -15,7 +15,7 @@ from edgekit.gallery import gallery
 from edgekit.loading import load
 from edgekit.options import InputOption
 from edgekit.stages import compute_device, on_device
-from edgekit.synthetic import SyntheticSet, save_synthetic
+from edgekit.synthetic import SyntheticSet, array_name, save_synthetic
 from edgekit.types import Preprocessing, Progress, Task, no_progress
 
 SCHEMA_VERSION = 1
@@ -30,7 +30,7 @@ class Synthesis:
         gallery: picture of the images by class, ``None`` where the input is no image or OpenCV is
             not installed.
         made: the set.
-        arrays: names of the network's inputs, under which the arrays are stored.
+        arrays: names of the arrays that hold the network's inputs, in order.
     """
 
     path: Path
@@ -124,7 +124,7 @@ def synthesize(
     save_synthetic(made, captured.inputs, path, facts)
     picture = _write_gallery(made, captured.preprocessing, path.with_suffix(".png"))
     progress("done", 1.0)
-    return Synthesis(path, picture, made, tuple(spec.name for spec in captured.inputs))
+    return Synthesis(path, picture, made, tuple(array_name(spec.name) for spec in captured.inputs))
 
 
 def _require_free(path: Path) -> None:

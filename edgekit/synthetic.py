@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgekit.errors import CalibrationError, LoadError
+from edgekit.errors import CalibrationError, LoadError, OutputError
 from edgekit.types import InputSpec
 
 SCHEMA_VERSION = 1
-_RESERVED = ("labels", "manifest")
+_RESERVED = ("labels", "manifest", "file", "allow_pickle")  # the last two are NumPy's own
+_READER_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,9 @@ def save_synthetic(
         specs: the network's inputs, which name the arrays.
         path: file to write; an existing one is replaced.
         extra: further facts for the manifest, such as the model's hash.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -74,7 +88,7 @@ def save_synthetic(
         "facts": dict(made.facts),
     }
     arrays: dict[str, Any] = {
-        _key(spec.name): value.numpy() for spec, value in zip(specs, made.inputs, strict=True)
+        array_name(spec.name): value.numpy() for spec, value in zip(specs, made.inputs, strict=True)
     }
     arrays["manifest"] = np.array(json.dumps(manifest))
     if made.labels is not None:
@@ -85,6 +99,9 @@ def save_synthetic(
     try:
         beside.write_bytes(buffer.getbuffer())
         beside.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"the file '{path}' cannot be written: {reason}") from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -98,22 +115,15 @@ def load_synthetic(path: Path, specs: Sequence[InputSpec]) -> SyntheticSet:
         LoadError: not an ``.npz`` file, or it needs pickling.
         CalibrationError: an array is missing or does not fit the network's input.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise LoadError(
-            f"'{path}' is not a set of arrays that opens without pickling: {error}",
-            "write it with 'edgekit synthesize' or numpy.savez",
-        ) from error
-    manifest = json.loads(str(arrays["manifest"])) if "manifest" in arrays else {}
+    arrays = _read(path)
+    manifest = _manifest(arrays, path)
     inputs = tuple(_fitting(arrays, spec, path) for spec in specs)
     if len({len(value) for value in inputs}) != 1 or not len(inputs[0]):
         raise CalibrationError(
             f"'{path}': the inputs hold {[len(value) for value in inputs]} samples",
             "each input needs the same number of samples, and at least one",
         )
-    labels = torch.from_numpy(arrays["labels"]).long() if "labels" in arrays else None
+    labels = _labels(arrays, len(inputs[0]), path) if manifest else None
     engine = str(manifest.get("engine", "file"))
     note = (
         f"inputs of '{path.name}', made by {engine}"
@@ -123,15 +133,62 @@ def load_synthetic(path: Path, specs: Sequence[InputSpec]) -> SyntheticSet:
     return SyntheticSet(inputs, labels, engine, dict(manifest.get("facts", {})), (note,))
 
 
-def _key(name: str) -> str:
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with archive:
+            members = {name: archive[name] for name in archive.files}
+    except _READER_ERRORS as error:
+        raise LoadError(
+            f"'{path}' is not a set of arrays that opens without pickling: {error}",
+            "write it with 'edgekit synthesize' or numpy.savez",
+        ) from error
+    return {name: value for name, value in members.items() if isinstance(value, np.ndarray)}
+
+
+def _manifest(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+    """Return the manifest, empty where the file is from elsewhere."""
+    if "manifest" not in arrays:
+        return {}
+    try:
+        manifest = json.loads(str(arrays["manifest"]))
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("facts", {}), dict):
+        raise CalibrationError(f"'{path}': array 'manifest' is not what 'edgekit synthesize' wrote")
+    version = manifest.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise CalibrationError(
+            f"'{path}' is a set of version {version}, this edgekit reads {SCHEMA_VERSION}",
+            "synthesize it again",
+        )
+    return manifest
+
+
+def _labels(arrays: Mapping[str, np.ndarray], samples: int, path: Path) -> Tensor | None:
+    labels = arrays.get("labels")
+    if labels is None:
+        return None
+    if labels.shape != (samples,) or labels.dtype != np.int64:
+        raise CalibrationError(
+            f"'{path}': array 'labels' is {labels.dtype}{list(labels.shape)}, "
+            f"expected int64[{samples}]"
+        )
+    return torch.from_numpy(labels)
+
+
+def array_name(name: str) -> str:
+    """Return the name under which the file holds a network input."""
     return f"input_{name}" if name in _RESERVED else name
 
 
 def _fitting(arrays: Mapping[str, np.ndarray], spec: InputSpec, path: Path) -> Tensor:
-    value = arrays.get(_key(spec.name))
+    value = arrays.get(array_name(spec.name))
     if value is None:
         raise CalibrationError(
-            f"'{path}' has no array '{_key(spec.name)}' (it has {', '.join(sorted(arrays))})",
+            f"'{path}' has no array '{array_name(spec.name)}' (it has {', '.join(sorted(arrays))})",
             "name each array after the network's input",
         )
     fixed = [axis for axis in range(1, len(spec.shape)) if axis not in spec.variable_axes]
@@ -140,10 +197,10 @@ def _fitting(arrays: Mapping[str, np.ndarray], spec: InputSpec, path: Path) -> T
     )
     if not fits or str(value.dtype) != spec.dtype:
         raise CalibrationError(
-            f"'{path}': array '{_key(spec.name)}' is {value.dtype}{list(value.shape)}, "
+            f"'{path}': array '{array_name(spec.name)}' is {value.dtype}{list(value.shape)}, "
             f"the network takes {spec.dtype}{['N', *spec.shape[1:]]}",
             "synthesize the set for this network",
         )
     if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise CalibrationError(f"'{path}': array '{_key(spec.name)}' holds NaN or infinity")
+        raise CalibrationError(f"'{path}': array '{array_name(spec.name)}' holds NaN or infinity")
     return torch.from_numpy(value)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgekit.errors import ConfigError
-from edgekit.preprocess import preprocess, preprocess_batch
+from edgekit.preprocess import preprocess, preprocess_batch, to_pixels
 from edgekit.types import Preprocessing
 
 needs_opencv = pytest.mark.usefixtures("opencv")
@@ -173,3 +173,42 @@ def test_three_means_do_not_fit_gray() -> None:
     steps = Preprocessing(mean=(0.1, 0.2, 0.3), color="gray")
     with pytest.raises(ConfigError, match="mean has 3 values, color 'gray' has 1 channel"):
         preprocess(_image(4, 4, channels=1), steps)
+
+
+# -- back to pixels -----------------------------------------------------------------------------
+
+IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        Preprocessing(),
+        IMAGENET,
+        Preprocessing((0.5,), (0.25,), color="bgr"),
+        Preprocessing((104.0, 117.0, 124.0), (57.0, 58.0, 59.0), range=255, color="bgr"),
+        Preprocessing((127.0,), (128.0,), range=255),
+    ],
+)
+def test_to_pixels_is_the_inverse_of_preprocess(preprocessing: Preprocessing) -> None:
+    image = _image(6, 9)
+    np.testing.assert_array_equal(to_pixels(preprocess(image, preprocessing), preprocessing), image)
+
+
+def test_to_pixels_of_a_gray_image_has_three_equal_channels() -> None:
+    gray = Preprocessing((0.1307,), (0.3081,), color="gray")
+    image = _image(6, 9, 1)
+    found = to_pixels(preprocess(image, gray), gray)
+    np.testing.assert_array_equal(found, image.repeat(3, 2))
+
+
+def test_to_pixels_cuts_what_is_outside_the_domain() -> None:
+    value = np.array([-9.0, 0.0, 0.5, 1.0, 9.0], np.float32).reshape(1, 1, 5)
+    found = to_pixels(value, Preprocessing())
+    assert found[0, :, 0].tolist() == [0, 0, 128, 255, 255]  # 127.5 rounds to even
+
+
+def test_to_pixels_spreads_unknown_values_over_the_range() -> None:
+    value = np.array([-3.0, -1.0, 1.0], np.float32).reshape(1, 1, 3)
+    assert to_pixels(value, None)[0, :, 0].tolist() == [0, 128, 255]
+    assert to_pixels(np.full((3, 2, 2), 7.0, np.float32), None).max() == 0  # nothing to spread

@@ -93,8 +93,9 @@ class _Correcting(fx.Interpreter):
         assert isinstance(wanted, Tensor) and isinstance(found, Tensor)
         if bias is None or site is None:
             return torch.cat([wanted, found])
-        shift = self._rounded(site.index, bias, _mean_error(n, wanted, found)) - bias
-        self.biases[site.index] = bias + shift
+        better = self._rounded(site.index, bias, _mean_error(n, wanted, found))
+        self.biases[site.index] = better
+        shift = better - bias
         shape = [1] * found.dim()
         shape[_channel_axis(n, found)] = -1
         return torch.cat([wanted, found + shift.reshape(shape)])

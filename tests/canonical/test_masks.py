@@ -63,8 +63,7 @@ class Scaled(Attention):
 
 class Chosen(Attention):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        low = torch.finfo(x.dtype).min
-        return self.mix(x, lambda scores: torch.where(mask[:, None] > 0, scores, low))
+        return self.mix(x, lambda scores: torch.where(mask[:, None] > 0, scores, -torch.inf))
 
 
 class Fused(Attention):
