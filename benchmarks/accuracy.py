@@ -34,7 +34,7 @@ from benchmarks._fidelity import (
     paired_interval,
     simulated_outputs,
 )
-from edgekit.calibrate import calibrate
+from edgekit.calibrate import calibrate, samples_of
 from edgekit.capture import CapturedModel
 from edgekit.observe import observe_set
 from edgekit.quant.statistics import Statistics
@@ -47,7 +47,6 @@ _REFERENCE = "renorm"
 _CONTROL = "real images"
 _ENGINES = ("renorm", "distill", "clusterq", "noise", _CONTROL)
 _STOCHASTIC = ("distill", "clusterq", "renorm")
-_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -171,9 +170,10 @@ def _measure(
 
 def _statistics(model: CapturedModel, images: torch.Tensor, engine: str, seed: int) -> Statistics:
     if engine != _CONTROL:
-        return calibrate(model, engine, samples=_SAMPLES, seed=seed)
+        return calibrate(model, engine, samples=samples_of(engine), seed=seed)
     # from the evaluation images themselves, which favours the control: no others are at hand
-    picked = images[:: max(len(images) // _SAMPLES, 1)][:_SAMPLES]
+    count = samples_of("images")
+    picked = images[:: max(len(images) // count, 1)][:count]
     return observe_set(model, SyntheticSet((picked,), None, "images"), 32, seed=seed)
 
 

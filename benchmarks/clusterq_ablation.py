@@ -32,6 +32,7 @@ from benchmarks._fidelity import (
     paired_interval,
     simulated_outputs,
 )
+from edgekit.calibrate import observe_made
 from edgekit.calibration.clusterq import GDFQ, ClusterQ, Losses, Making, Scale, Schedule, Variation
 from edgekit.calibration.renorm import Renorm
 from edgekit.capture import CapturedModel
@@ -196,7 +197,7 @@ def _measure(
     if isinstance(source, ClusterQ):
         made = source.synthesize(model)
         held_out.append(made.facts["selected"])
-        statistics = source.observe_set(model, made)
+        statistics = observe_made(model, made, source.seed)
     else:
         statistics = source.observe(model)
     seconds = time.perf_counter() - started

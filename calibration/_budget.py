@@ -5,10 +5,10 @@ from __future__ import annotations
 from edgekit.capture import CapturedModel
 from edgekit.work import multiplications
 
-_WORK = 0.45e12
+_WORK = 0.55e12
 """Multiply-accumulates of forward passes that a run may take, backward passes not counted: two to
 three minutes for MobileNet-class networks on two cores of 2020's servers."""
-_ROUNDS = 30, 150  # least and most updates of each sample
+_ROUNDS = 30, 100  # least and most updates of each sample
 
 
 def affordable_rounds(model: CapturedModel, samples: int, window: tuple[int, int] | None) -> int:

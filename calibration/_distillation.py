@@ -49,8 +49,8 @@ class Settings:
         swing: shift the input of every strided convolution as well (``_teacher``).
     """
 
-    samples: int = 64
-    batch: int = 32
+    samples: int = 128
+    batch: int = 64
     seed: int = 0
     rounds: int | None = None
     lr: float = 0.1

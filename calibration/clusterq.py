@@ -14,7 +14,7 @@ BatchNorm will do. The paper's second half, a student fine-tuned on these images
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from torch import Tensor
 
 from edgekit.capture import CapturedModel
 from edgekit.errors import CalibrationError, ConfigError
-from edgekit.observe import observe, with_notes
-from edgekit.quant.statistics import Statistics
 from edgekit.synthetic import SyntheticSet
 from edgekit.types import Progress, no_progress
 
@@ -144,36 +142,8 @@ class ClusterQ:
                 "clusterq: memory does not suffice for the generator",
                 "close other programs, use a narrower generator, or --calibration renorm",
             ) from error
-        return replace(made, facts=self._facts(training, time.monotonic() - started))
-
-    def observe(
-        self,
-        model: CapturedModel,
-        *,
-        second_moments: Sequence[str] = (),
-        checkpoint: Path | None = None,
-        progress: Progress = no_progress,
-    ) -> Statistics:
-        """Return statistics of every float activation of ``model`` on images made for it.
-
-        Raises:
-            CalibrationError: as :meth:`synthesize`.
-        """
-        made = self.synthesize(model, checkpoint=checkpoint, progress=progress)
-        return self.observe_set(model, made, second_moments=second_moments)
-
-    def observe_set(
-        self, model: CapturedModel, made: SyntheticSet, *, second_moments: Sequence[str] = ()
-    ) -> Statistics:
-        """Return statistics of every float activation of ``model`` on a set already made."""
-        statistics = observe(
-            model,
-            _on_device(made, model, self.batch),
-            method="clusterq",
-            generator=torch.Generator().manual_seed(self.seed),
-            second_moments=second_moments,
-        )
-        return with_notes(statistics, *made.facts["notes"], _summary(made.facts))
+        facts = self._facts(training, time.monotonic() - started)
+        return replace(made, facts=facts, notes=(_summary(facts), *facts["notes"]))
 
     def _make(
         self, model: CapturedModel, checkpoint: Path | None, progress: Progress
@@ -235,13 +205,6 @@ def _thinned(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     stride = -(-len(history) // _HISTORY) or 1
     rows = history[::-1][::stride][::-1]
     return [{name: round(value, 5) for name, value in row.items()} for row in rows]
-
-
-def _on_device(made: SyntheticSet, model: CapturedModel, size: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the inputs in batches that the network takes, where the network lies."""
-    device = next(iter(model.graph.state_dict().values())).device
-    for batch in made.batches(size if model.batch else model.inputs[0].shape[0]):
-        yield tuple(value.to(device) for value in batch)
 
 
 def _summary(facts: Mapping[str, Any]) -> str:

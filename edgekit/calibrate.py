@@ -20,6 +20,9 @@ from edgekit.work import multiplications
 ENGINE_OF = {Effort.INSTANT: "renorm", Effort.STANDARD: "distill", Effort.BEST: "distill"}
 """What ``auto`` means for each effort, where the network allows it (:func:`choose`)."""
 
+SAMPLES_OF = {"distill": 128}
+"""Samples of an engine, where its ranges need more than the usual number to be stable."""
+SAMPLES = 64
 _CONVERGES = 8e7
 """Multiply-accumulates of one sample up to which distillation converges within minutes on two
 cores. There it beats renorm on every target (ResNet-20, ResNet-8); beyond, the few rounds that
@@ -79,6 +82,11 @@ def check_calibration(name: str) -> None:
         )
     if argument and not Path(argument).is_dir():
         raise ConfigError(f"--calibration {name}: '{argument}' is not a folder")
+
+
+def samples_of(name: str) -> int:
+    """Return the number of samples that a calibration takes unless a recipe says otherwise."""
+    return SAMPLES_OF.get(name, SAMPLES)
 
 
 def choose(model: CapturedModel, name: str, effort: Effort) -> tuple[str, str]:
@@ -153,6 +161,15 @@ def calibrate(
         made = engine.synthesize(model, checkpoint=checkpoint, progress=progress)
     else:
         return _checked(_source(name, samples, seed).observe(model, progress=progress))
+    return observe_made(model, made, seed)
+
+
+def observe_made(model: CapturedModel, made: SyntheticSet, seed: int) -> Statistics:
+    """Return statistics of a network on inputs that an engine made for it, or that a file holds.
+
+    Raises:
+        CalibrationError: a tensor is not finite.
+    """
     statistics = observe_set(model, made, _BATCH, seed=seed)
     if made.engine in SYNTHESIZERS:
         statistics = widen_unpinned(model, statistics)

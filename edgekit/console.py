@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -15,6 +16,9 @@ from typing import TextIO
 
 from edgekit.errors import OutputError
 from edgekit.types import Progress
+
+_COUNTED = re.compile(r"\d+/\d+")  # as in "distill 12/150: ..."
+_COUNT_EVERY_S = 10.0
 
 
 class UnprintableError(OutputError):
@@ -63,7 +67,7 @@ def working(first: str) -> Iterator[Progress]:
     """Show progress on standard error and keep everybody else silent.
 
     On a terminal: one line with stage, bar and elapsed time, gone at the end. Else one plain line
-    for each stage.
+    for each stage, and where a stage counts its rounds, one every few seconds.
 
     Args:
         first: name of the stage that begins now.
@@ -95,14 +99,16 @@ def _bar(first: str) -> Iterator[Progress]:
 
 @contextmanager
 def _lines(first: str) -> Iterator[Progress]:
-    started = time.monotonic()
+    started = told = time.monotonic()
     last = ""
 
     def show(stage: str, _fraction: float) -> None:
-        nonlocal last
-        if stage != last:
-            tell(f"[{time.monotonic() - started:6.1f} s] {stage}\n")
-        last = stage
+        nonlocal last, told
+        now = time.monotonic()
+        if stage == last or (_COUNTED.search(stage) and now - told < _COUNT_EVERY_S):
+            return
+        tell(f"[{now - started:6.1f} s] {stage}\n")
+        last, told = stage, now
 
     show(first, 0.0)
     yield show

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgekit.architecture import confirmed_arch
 from edgekit.artifacts import export_all, quantize_observed, target_named, usable_targets
-from edgekit.calibrate import calibrate, check_calibration, choose
+from edgekit.calibrate import calibrate, check_calibration, choose, samples_of
 from edgekit.capture import CapturedModel, capture
 from edgekit.environment import usable_cores
 from edgekit.errors import ConfigError, VerificationError
@@ -30,8 +30,6 @@ from edgekit.verify import (
     verification_inputs,
     verify,
 )
-
-SAMPLES = 64
 
 
 def resolve_recipe(
@@ -64,7 +62,7 @@ def resolve_recipe(
         calibration=calibration,
         effort=effort,
         cpu=cpu,
-        samples=SAMPLES,
+        samples=samples_of(calibration),
         seed=seed,
         threads=usable_cores(),
         edgekit=__version__,
@@ -152,7 +150,10 @@ def quantize(
                 captured = _capture(loaded)
             with stages.stage("calibrate") as inner:
                 name, reason = choose(captured, configuration.calibration, configuration.effort)
-                configuration = replace(configuration, calibration=name)
+                if recipe is None:
+                    configuration = replace(
+                        configuration, calibration=name, samples=samples_of(name)
+                    )
                 with on_device(captured, place):
                     statistics = calibrate(
                         captured,

@@ -77,7 +77,7 @@ def synthesize(
 
     Args:
         model: file of weights (see :func:`edgekit.load`).
-        out: file to write; it must not exist.
+        out: file to write; neither it nor a ``.png`` of the same name may exist.
         samples: number of samples.
         engine: ``distill`` or ``clusterq``.
         arch: architecture, where the file does not name it.
@@ -130,8 +130,9 @@ def synthesize(
 def _require_free(path: Path) -> None:
     if path.suffix != ".npz":
         raise OutputError(f"--out {path}: the file is an .npz", "for example -o calib.npz")
-    if path.exists():
-        raise OutputError(f"the file '{path}' exists already", "name another one with -o")
+    for file in (path, path.with_suffix(".png")):
+        if file.exists():
+            raise OutputError(f"the file '{file}' exists already", "name another one with -o")
     if not path.parent.is_dir():
         raise OutputError(f"the folder '{path.parent}' does not exist", "make it first")
 
@@ -148,5 +149,11 @@ def _write_gallery(
         return None
     done, encoded = cv2.imencode(".png", sheet[:, :, ::-1])
     assert done
-    path.write_bytes(encoded.tobytes())
+    try:
+        path.write_bytes(encoded.tobytes())
+    except OSError as error:
+        raise OutputError(
+            f"the picture '{path}' cannot be written: {error.strerror or error}",
+            f"'{path.with_suffix('.npz')}' is complete without it",
+        ) from error
     return path

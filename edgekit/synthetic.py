@@ -139,7 +139,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
         with archive:
-            members = {name: archive[name] for name in archive.files}
+            members: dict[str, object] = {name: archive[name] for name in archive.files}
     except _READER_ERRORS as error:
         raise LoadError(
             f"'{path}' is not a set of arrays that opens without pickling: {error}",

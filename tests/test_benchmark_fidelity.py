@@ -45,7 +45,7 @@ def test_divergence_of_broken_logits_is_infinite(fidelity: Any) -> None:
 def test_interval_contains_the_difference_as_often_as_it_says(fidelity: Any) -> None:
     draw = np.random.default_rng(4)
     hits = 0
-    for seed in range(200):
+    for seed in range(60):
         image = draw.exponential(5.0, 300)  # what makes an image hard is common to both methods
         ours, theirs = image + draw.normal(0.3, 1, 300), image + draw.normal(0, 1, 300)
         found = fidelity.paired_interval(ours, theirs, seed)
@@ -53,7 +53,7 @@ def test_interval_contains_the_difference_as_often_as_it_says(fidelity: Any) -> 
         hits += found.low <= 0.3 <= found.high
         # sqrt(2 / 300) is the deviation of the mean; unpaired it would be 0.41
         assert found.high - found.low == pytest.approx(2 * 1.96 * (2 / 300) ** 0.5, rel=0.25)
-    assert 180 <= hits <= 198  # 95 % of 200, five deviations of 3.1 down and 2.6 up
+    assert 49 <= hits  # 57 of 60 expected, with a deviation of 1.7: five of them down
 
 
 def test_interval_says_whether_the_sign_is_sure(fidelity: Any) -> None:

@@ -29,7 +29,7 @@ pytest.importorskip("torch", reason="the host part needs the extra 'torch'")
 
 Capture = pytest.CaptureFixture[str]
 SHAPE = ("--arch", "tiny:build", "--input", "1x3x32x32")
-QUANTIZE = ("quantize", "tiny.pt", *SHAPE)
+QUANTIZE = ("quantize", "tiny.pt", *SHAPE, "--effort", "instant")  # seconds less
 ONE_TARGET = ("--targets", "onnxruntime")
 STAGES = ["load", "capture", "calibrate", "quantize", "export", "verify", "done"]
 
@@ -128,7 +128,10 @@ def test_quantize_prints_the_report_as_one_document(done: Done) -> None:
 def test_quantize_tells_its_stages_and_nothing_else(done: Done) -> None:
     told = stages(done.err)
     assert [name for name in told if name in STAGES] == STAGES
-    assert set(told) - set(STAGES) == {"verify onnxruntime", "verify openvino"}
+    each = {
+        f"{stage} {name}" for stage in ("export", "verify") for name in ("onnxruntime", "openvino")
+    }
+    assert set(told) - set(STAGES) == each
 
 
 def test_quantize_leaves_the_result_and_nothing_else(done: Done) -> None:
@@ -238,7 +241,7 @@ def test_failed_target_is_removed_and_the_rest_is_kept(
 def test_bug(stage: str, tiny: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     if stage == "verify" and not installed("onnxruntime"):
         pytest.skip("onnxruntime is not installed")
-    function = {"export": "build_template"}.get(stage, stage)
+    function = {"export": "export_all"}.get(stage, stage)
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("broken stage")
@@ -269,6 +272,7 @@ def test_interrupt(number: signal.Signals, stage: str, size: int, tiny: Path) ->
     scratch = tiny / "scratch"
     scratch.mkdir()
     words = ["quantize", "tiny.pt", "--arch", "tiny:build", "--input", f"1x3x{size}x{size}"]
+    words += ["--effort", "instant"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(scratch))
         running = process(*words, *ONE_TARGET, "--out", "new/o", "--json", cwd=tiny)
@@ -346,7 +350,15 @@ def test_version(capsys: Capture) -> None:
     assert capsys.readouterr() == (f"edgekit {edgekit.__version__}\n", "")
 
 
-COMMANDS = ([], ["quantize"], ["evaluate"], ["zoo"], ["zoo", "list"], ["zoo", "save"])
+COMMANDS = (
+    [],
+    ["quantize"],
+    ["synthesize"],
+    ["evaluate"],
+    ["zoo"],
+    ["zoo", "list"],
+    ["zoo", "save"],
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words) or "edgekit")
@@ -361,7 +373,11 @@ def test_help_names_every_option_of_the_contract(capsys: Capture) -> None:
     main(["quantize", "--help"])
     told = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     options = "arch input preprocessing task scheme targets calibration effort cpu recipe"
-    options += " min-agreement out seed device weights trust-pickle json"
+    options += " min-agreement out seed device checkpoint weights trust-pickle json"
+    assert {f"--{name}" for name in options.split()} <= told
+    main(["synthesize", "--help"])
+    told = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    options = "samples out engine arch input preprocessing task seed device checkpoint weights json"
     assert {f"--{name}" for name in options.split()} <= told
     main(["evaluate", "--help"])
     told = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))

@@ -263,6 +263,7 @@ def test_full_disk(small_disk: Path, tiny: Path, capsys: Capture) -> None:
     for package in ("onnxruntime", "openvino"):
         pytest.importorskip(package)
     words = [*QUANTIZE, "--targets", "onnxruntime,openvino", "--out", "disk/new/o"]
+    words += ["--effort", "instant"]
     assert main(words) == 2
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err

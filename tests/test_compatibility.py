@@ -25,6 +25,7 @@ from edgekit.exporters import tensorrt  # noqa: E402
 from edgekit.fidelity import sqnr_db  # noqa: E402
 from edgekit.registry import TARGETS, resolve  # noqa: E402
 from edgekit.runners import child, open_model  # noqa: E402
+from edgekit.types import Effort  # noqa: E402
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
@@ -65,6 +66,7 @@ def result(case: Case, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
             arch=case.arch,
             inputs=case.options,
             task=case.task,
+            effort=Effort.INSTANT,  # minutes less in all
         )
     return folder / "result", report.document
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit import console
 from edgekit.console import UnprintableError, tell, working, write
 
 NOISY = """
@@ -62,6 +63,22 @@ def test_plain_progress_has_one_line_for_each_stage(capsys: pytest.CaptureFixtur
     lines = printed.err.splitlines()
     assert all(re.fullmatch(r"\[ +\d+\.\d s\] \w+", line) for line in lines), lines
     assert [line.split()[-1] for line in lines] == ["load", "calibrate", "verify"]
+
+
+def test_plain_progress_of_counted_rounds_has_a_line_every_few_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with working("load") as progress:
+        progress("calibrate", 0.1)
+        for index in range(1, 31):
+            now += 1.0  # a round takes a second
+            progress(f"distill {index}/30: statistics 0.5, 3 s left", 0.1 + index / 100)
+        progress("quantize", 0.5)
+    told = [line.split("] ")[1].split(":")[0] for line in capsys.readouterr().err.splitlines()]
+    counted = ["distill 10/30", "distill 20/30", "distill 30/30"]
+    assert told == ["load", "calibrate", *counted, "quantize"]
 
 
 def test_silence_ends_with_the_work(capfd: pytest.CaptureFixture[str]) -> None:

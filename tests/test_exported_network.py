@@ -17,7 +17,7 @@ from edgekit.capture import capture  # noqa: E402
 from edgekit.errors import ConfigError, LoadError  # noqa: E402
 from edgekit.loading import LoadedModel, load  # noqa: E402
 from edgekit.options import parse_input  # noqa: E402
-from edgekit.types import InputSpec  # noqa: E402
+from edgekit.types import Effort, InputSpec  # noqa: E402
 
 Dim = torch.export.Dim
 BATCH = ({0: Dim("batch")},)
@@ -184,6 +184,7 @@ def test_quantization_of_an_archive() -> None:
         export(network, torch.randn(2, 3, 8, 8), dynamic=BATCH),
         out="result",
         targets=["onnxruntime"],
+        effort=Effort.INSTANT,
     )
     assert report.failures == {}
     assert report.document["model"]["source"] == "exported_program"

@@ -22,7 +22,7 @@ from edgekit.inspect_result import ResultInspection, inspect_result  # noqa: E40
 from edgekit.options import InputOption, parse_preprocessing  # noqa: E402
 from edgekit.pipeline import quantize  # noqa: E402
 from edgekit.registry import TARGETS  # noqa: E402
-from edgekit.types import Cpu, Task  # noqa: E402
+from edgekit.types import Cpu, Effort, Task  # noqa: E402
 
 NETWORK = """
 from torch import nn
@@ -112,6 +112,7 @@ def result(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             preprocessing=parse_preprocessing("mean=0.5,std=0.25"),
             targets=["onnxruntime", "openvino"],
             cpu=Cpu.AVX2,
+            effort=Effort.INSTANT,
         )
     return out
 
@@ -143,7 +144,10 @@ def test_float_layers_have_a_reason(seen: ModelInspection) -> None:
 
 
 def test_calibration_and_its_reasons(seen: ModelInspection) -> None:
-    assert seen.calibration == "renorm"
+    assert (seen.calibration, seen.reasons[0]) == (
+        "distill",
+        "auto: the engine of effort standard",
+    )
     text = "; ".join(seen.reasons)
     assert "1 BatchNorms hold statistics" in text
     assert "GroupNorm are bounded" in text
@@ -160,7 +164,8 @@ def test_network_of_words(inside: Path) -> None:
     text = "; ".join(seen.reasons)
     assert "input 'ids': ids from 0 to 36" in text
     assert "LayerNorm" in text
-    assert "BatchNorm" not in text
+    assert seen.calibration == "renorm"
+    assert text.count("BatchNorm") == text.count("auto: no BatchNorm whose statistics") == 1
     assert [layer.name for layer in seen.layers] == ["head"]
 
 

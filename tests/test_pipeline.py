@@ -35,7 +35,7 @@ from edgekit.recipe import Recipe, read_recipe
 from edgekit.registry import TARGETS
 from edgekit.report import Report
 from edgekit.runners import open_artifact
-from edgekit.types import Artifact, Preprocessing, Task
+from edgekit.types import Artifact, Effort, Preprocessing, Task
 
 onnx = pytest.importorskip("onnx", reason="reads the exported files")
 pytest.importorskip("onnxruntime", reason="runs the exported files")
@@ -51,6 +51,7 @@ def run(folder: Path, out: Path, **options: Any) -> Report:
     if "recipe" not in options:
         options = {"arch": "tiny:build", "inputs": IMAGE, "preprocessing": HALF} | options
         options.setdefault("task", Task.CLASSIFICATION)
+        options.setdefault("effort", Effort.INSTANT)  # seconds less
     return edgekit.quantize(folder / "tiny.pt", out=out, **options)
 
 

@@ -48,6 +48,7 @@ def result(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents") / "result"
     words = ["quantize", str(tiny_folder / "tiny.pt"), "--arch", "tiny:build", "--out", str(folder)]
     words += ["--input", "1x3x32x32", "--preprocessing", "crop=32", "--targets", "onnxruntime"]
+    words += ["--effort", "instant"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tiny_folder)
         assert main(words) == 0

@@ -111,9 +111,7 @@ def test_exact_network_keeps_its_biases(
     """Nothing is quantized but weights that are exact: there is no error to correct."""
     found = lowered_for(quantized, target)
     by_role = {s.index: s for s in found.sited.sites if s.role is Role.WEIGHT}
-    plain = {
-        s.index: p.detach() for s, p in zip(by_role.values(), weights_of(module), strict=True)
-    }
+    plain = {s.index: p.detach() for s, p in zip(by_role.values(), weights_of(module), strict=True)}
     exact = replace(
         found,
         activations={},

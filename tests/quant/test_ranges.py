@@ -53,9 +53,7 @@ KINDS = ["normal", "outliers", "heavy tail", "rectified", "skewed", "uniform", "
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_error_is_within_a_tenth_of_brute_force(
-    kind: str, bits: int, symmetric: bool
-) -> None:
+def test_error_is_within_a_tenth_of_brute_force(kind: str, bits: int, symmetric: bool) -> None:
     x = sample(kind)
     scheme = TensorScheme(bits, signed=symmetric, symmetric=symmetric)
     grid = mse_qparams(torch.from_numpy(x).float(), float(x.min()), float(x.max()), scheme)
