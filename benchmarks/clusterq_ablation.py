@@ -4,7 +4,8 @@
 
 The figure is the KL divergence between the class distributions of the float network and of its
 simulated W8A8 form, averaged over three targets, image by image. Each row's interval is against
-GDFQ with the same seed on the same images; the spread over seeds stands beside it.
+GDFQ with the same seeds on the same images. It resamples images only, so a difference counts when
+it also exceeds the spread over seeds, which stands beside it.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from ._statistics_losses import Scale, Variation
 class Losses:
     """Weights of the losses; a weight of 0 switches one off and saves its work.
 
-    The defaults were chosen on ResNet-20: in units of the stored deviations the statistics are
-    matched several times closer than in the paper's, at the same number of steps.
+    The defaults were chosen on ResNet-20, from short runs of one seed: GDFQ's losses in stored
+    deviations with ``bns`` 10 gave half the logit divergence at W8A8 of the paper's absolute form
+    with 0.1. The weights of the class losses were not tuned.
 
     Attributes:
         ce: classification loss.
@@ -108,8 +109,8 @@ class Making:
         latent: length of the latent vector.
         width: channels of the first map. The paper's 128 costs more than ResNet-20 itself.
         form: how the class enters. As a factor of a random vector, as in the paper's form for small
-            images, it is learned far more slowly (ResNet-20 after 200 steps: 54 % of the images in
-            their class, against 95 %).
+            images, it is learned far more slowly (ResNet-20, 200 steps, one seed: 54 % of held-out
+            images in their class, against 95 %).
         clusters: number of classes where the network has no class logits.
         augment: probability that a batch of images is cropped and mirrored.
     """

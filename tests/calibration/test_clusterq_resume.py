@@ -58,8 +58,16 @@ class StopError(Exception):
     """What a user's interruption is to the engine."""
 
 
-@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.EMBEDDING])
-@pytest.mark.parametrize("calls", [3, 8, 9, 17])
+@pytest.mark.parametrize(
+    ("task", "calls"),
+    [
+        (Task.CLASSIFICATION, 3),
+        (Task.CLASSIFICATION, 8),
+        (Task.CLASSIFICATION, 17),
+        (Task.EMBEDDING, 8),
+        (Task.EMBEDDING, 9),
+    ],
+)
 def test_stopped_run_continues_to_the_same_images(
     task: Task, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
