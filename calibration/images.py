@@ -45,7 +45,7 @@ class ImageFolder:
         parts = []
         for start in range(0, len(paths), size):
             parts.append(self._read(model, paths[start : start + size]))
-            progress("read images", (start + len(parts[-1])) / len(paths) / 2)
+            progress("calibrate", (start + len(parts[-1])) / len(paths))
         made = SyntheticSet((torch.cat(parts),), None, "images")
         statistics = observe_set(model, made, size, seed=self.seed, second_moments=second_moments)
         return with_notes(
