@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgekit.quant.statistics import Statistics
 from edgekit.registry import TARGETS
 from edgekit.simulate import simulate
 from edgekit.types import Cpu
+from edgekit.zoo import save_model
 
 _AT_ONCE = 50  # images that run together
 _RESAMPLES = 2000
@@ -78,12 +80,16 @@ def paired_interval(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> Inte
 
 def captured_case(case: Case, data: Path) -> CapturedModel:
     """Load a case's network as the command line would, and capture it."""
-    loaded = load(
-        case.arch if case.weights is None else data / case.weights,
-        arch=None if case.weights is None else case.arch,
-        inputs=() if case.weights is None else (InputOption(None, case.shape),),
-        preprocessing=parse_preprocessing(case.preprocessing),
-    )
+    if case.weights is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            loaded = load(save_model(case.arch.removeprefix("zoo:"), Path(scratch) / "model.pt"))
+    else:
+        loaded = load(
+            data / case.weights,
+            arch=case.arch,
+            inputs=(InputOption(None, case.shape),),
+            preprocessing=parse_preprocessing(case.preprocessing),
+        )
     return capture(
         loaded.module,
         loaded.inputs,
