@@ -23,7 +23,7 @@ ENGINE_OF = {Effort.INSTANT: "renorm", Effort.STANDARD: "distill", Effort.BEST: 
 SAMPLES_OF = {"distill": 128}
 """Samples of an engine, where its ranges need more than the usual number to be stable."""
 SAMPLES = 64
-_CONVERGES = 8e7
+_CONVERGES = 5e7
 """Multiply-accumulates of one sample up to which distillation converges within minutes on two
 cores. There it beats renorm on every target (ResNet-20, ResNet-8); beyond, the few rounds that
 there is time for do not (EfficientNet-Lite0: no better than renorm, after three minutes)."""

@@ -126,8 +126,7 @@ def _activation_grid(tensor: TensorStatistics, profile: LoweringProfile) -> QPar
     if tensor.exact:
         grid = mse_qparams(torch.tensor([low, high]), low, high, scheme)
     else:
-        weights = None if tensor.importance is None else tensor.importance[tensor.channels]
-        grid = mse_qparams(tensor.values, low, high, scheme, margin=tensor.margin, weights=weights)
+        grid = mse_qparams(tensor.values, low, high, scheme, margin=tensor.margin)
     return replace(grid, scale=_float16_up(grid.scale)) if profile.float16 else grid
 
 

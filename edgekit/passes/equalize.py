@@ -226,7 +226,6 @@ def _lifted(stats: TensorStatistics, lift: Tensor) -> TensorStatistics:
         channel_maximum=high,
         values=stats.values * lift[stats.channels],
         prior=prior,
-        importance=None if stats.importance is None else stats.importance / lift.square(),
     )
 
 

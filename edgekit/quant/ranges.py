@@ -24,7 +24,6 @@ def mse_qparams(
     scheme: TensorScheme,
     *,
     margin: float = 1.0,
-    weights: Tensor | None = None,
 ) -> QParams:
     """Return the grid within ``[low, high]`` with the least squared error, plus a margin.
 
@@ -34,7 +33,6 @@ def mse_qparams(
         high: largest one.
         scheme: the integer grid.
         margin: factor that the range found is widened by, within ``[low, high]``.
-        weights: weight of each value's squared error; all alike if ``None``.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if high - low <= 0:
@@ -42,7 +40,7 @@ def mse_qparams(
     limits = low, high
     width = (high - low) / _BINS
     index = ((values - low) / width).long().clamp_(0, _BINS - 1)
-    counts = torch.bincount(index, weights, minlength=_BINS).float()
+    counts = torch.bincount(index, minlength=_BINS).float()
     centres = low + width * (torch.arange(_BINS) + 0.5)
     low, high = _best([(low * f, high * f) for f in _FRACTIONS], counts, centres, scheme)
     if low < 0 < high and not scheme.symmetric:

@@ -27,8 +27,7 @@ class TensorStatistics:
     each sampled value. ``rule`` says where the statistics come from, for the report. ``prior``
     bounds the range by what stored statistics say; ``exact`` marks a range that is known and not
     estimated. ``margin`` widens the range found, within ``minimum`` and ``maximum``: real data
-    has heavier tails than some sources. ``importance`` ``[C]`` weighs a squared error in each
-    channel by what it does to the network's output; ``None`` weighs all alike.
+    has heavier tails than some sources.
     """
 
     minimum: float
@@ -42,7 +41,6 @@ class TensorStatistics:
     prior: tuple[float, float] | None = None
     exact: bool = False
     margin: float = 1.0
-    importance: Tensor | None = None
 
 
 @dataclass(frozen=True)
