@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from edgekit.allocation import allocate
 from edgekit.capture import CapturedModel
 from edgekit.errors import ConfigError, ExportError, UnsupportedError
 from edgekit.lowering import LoweredModel
@@ -52,7 +53,7 @@ def target_named(name: str) -> Target:
 
 
 def quantize_observed(
-    captured: CapturedModel, statistics: Statistics, scheme: str
+    captured: CapturedModel, statistics: Statistics, scheme: str, *, end_bits: int = 8
 ) -> QuantizedModel:
     """Fold, equalize and quantize a network with what a calibration observed.
 
@@ -60,14 +61,15 @@ def quantize_observed(
         captured: the network with its BatchNorms.
         statistics: of its activations.
         scheme: a name in ``SCHEMES``.
+        end_bits: widths of the first and last layers at least (:func:`allocate`).
     """
     statistics = with_normalization_prior(captured, statistics)
     statistics = with_input_domain(captured, statistics)
     folded, statistics = fold_batchnorm(captured, statistics)
-    equal, statistics, lifted = equalize(folded, statistics)
-    return quantize_model(
-        insert_sites(equal), statistics, SCHEMES[scheme], {"equalized": dict(lifted)}
-    )
+    bits = allocate(folded.graph.graph, SCHEMES[scheme], end_bits=end_bits)
+    equal, statistics, lifted = equalize(folded, statistics, bits)
+    decisions = {"equalized": dict(lifted)}
+    return quantize_model(insert_sites(equal), statistics, SCHEMES[scheme], bits, decisions)
 
 
 def lower_for(quantized: QuantizedModel, target: Target, cpu: Cpu) -> LoweredModel:

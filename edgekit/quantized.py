@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx
 
-from edgekit.graph import OpKind, constant, op_kind
+from edgekit.graph import WEIGHTED, OpKind, constant, op_kind
 from edgekit.lowering import LoweredModel, LoweringProfile, Placement, place, source_of
 from edgekit.passes.bias_correction import bias_shift
 from edgekit.quant.affine import QParams, WeightCodes, broadcast, max_scale, quantize_weight
 from edgekit.quant.ranges import mse_qparams
 from edgekit.quant.saturation import Pairing, SaturationReport, quantize_without_overflow
 from edgekit.quant.statistics import Statistics, TensorStatistics
+from edgekit.quant.weight_scales import mse_scale
 from edgekit.sites import Role, Site, SitedModel, layer_name
-from edgekit.types import QuantScheme
+from edgekit.types import LayerBits, QuantScheme
 
 _INT32_HEADROOM = 2.0**30
 
@@ -26,31 +27,38 @@ _INT32_HEADROOM = 2.0**30
 class QuantizedModel:
     """Statistics, decisions and integer codes of a network.
 
-    ``codes`` holds, by layer name, the full-range codes of every weighted layer, from which each
-    target's own are derived where its kernels need others.
+    ``bits`` and ``codes`` are keyed by layer name. 8-bit codes are full-range ones, from which
+    each target's own are derived where its kernels need others; narrower ones are used by all
+    targets as they are.
     """
 
     sited: SitedModel
     statistics: Statistics
     scheme: QuantScheme
+    bits: Mapping[str, LayerBits]
     codes: Mapping[str, WeightCodes]
     decisions: Mapping[str, object] = field(default_factory=dict)
 
 
 def quantize_model(
-    sited: SitedModel, statistics: Statistics, scheme: QuantScheme, decisions: Mapping[str, object]
+    sited: SitedModel,
+    statistics: Statistics,
+    scheme: QuantScheme,
+    bits: Mapping[str, LayerBits],
+    decisions: Mapping[str, object],
 ) -> QuantizedModel:
-    """Compute the integer codes of every weighted layer."""
+    """Round the weights of every layer to the nearest integer codes."""
     codes = {}
     for site in sited.sites:
         if site.role is not Role.WEIGHT:
             continue
         weight = _parameter(sited, site)
         axis = output_axis(sited.node(site.consumer))
-        scale = max_scale(weight, axis, scheme.weight_bits)
         name = layer_name(sited.node(site.consumer))
-        codes[name] = quantize_weight(weight, scale, axis, scheme.weight_bits)
-    return QuantizedModel(sited, statistics, scheme, codes, decisions)
+        width = bits[name].weight
+        scale = (max_scale if width == 8 else mse_scale)(weight, axis, width)
+        codes[name] = quantize_weight(weight, scale, axis, width)
+    return QuantizedModel(sited, statistics, scheme, bits, codes, decisions)
 
 
 def output_axis(layer: fx.Node) -> int:
@@ -69,11 +77,7 @@ def lower(
         reasons: nodes that the target cannot run on integers, with the reason.
     """
     placement = place(model.sited, profile, reasons)
-    grids = _grids(model, profile, placement)
-    activations = {
-        index: grids[placement.tensors[model.sited.sites[index].tensor]]
-        for index in placement.edges
-    }
+    activations = _grids(model, profile, placement)
     weights: dict[int, WeightCodes] = {}
     biases: dict[int, Tensor] = {}
     bias_scales: dict[int, Tensor] = {}
@@ -111,18 +115,32 @@ def lower(
 
 def _grids(
     model: QuantizedModel, profile: LoweringProfile, placement: Placement
-) -> dict[str, QParams]:
-    return {
-        owner: _activation_grid(model.statistics.tensors[owner], profile)
-        for owner in sorted(set(placement.tensors.values()))
-    }
+) -> dict[int, QParams]:
+    """Return the grid of every quantized edge: its tensor's, as wide as the reader says."""
+    found: dict[tuple[str, int], QParams] = {}
+    grids = {}
+    for index in sorted(placement.edges):
+        site = model.sited.sites[index]
+        bits = _read_bits(model, site)
+        key = placement.tensors[site.tensor], bits
+        if key not in found:
+            found[key] = _activation_grid(model.statistics.tensors[key[0]], profile, bits)
+        grids[index] = found[key]
+    return grids
 
 
-def _activation_grid(tensor: TensorStatistics, profile: LoweringProfile) -> QParams:
+def _read_bits(model: QuantizedModel, site: Site) -> int:
+    """Width of the activations that a layer reads; what has no weights reads 8 bits."""
+    consumer = model.sited.node(site.consumer)
+    known = model.bits.get(layer_name(consumer)) if op_kind(consumer) in WEIGHTED else None
+    return 8 if known is None else known.activation
+
+
+def _activation_grid(tensor: TensorStatistics, profile: LoweringProfile, bits: int) -> QParams:
     low, high = tensor.minimum, tensor.maximum
     if tensor.prior is not None:
         low, high = max(low, tensor.prior[0]), min(high, tensor.prior[1])
-    scheme = profile.unsigned if low >= 0 else profile.signed
+    scheme = replace(profile.unsigned if low >= 0 else profile.signed, bits=bits)
     if tensor.exact:
         grid = mse_qparams(torch.tensor([low, high]), low, high, scheme)
     else:
@@ -142,14 +160,15 @@ def _layer_codes(
     model: QuantizedModel, profile: LoweringProfile, layer: fx.Node, site: Site
 ) -> tuple[WeightCodes, SaturationReport]:
     weight = _parameter(model.sited, site)
-    bits = model.scheme.weight_bits
     full = model.codes[layer_name(layer)]
-    if profile.pairing is not Pairing.NONE:
-        return quantize_without_overflow(weight, full.axis, bits, profile.pairing)
     report = SaturationReport(weight.shape[full.axis], 0, 0)
+    if full.bits < 8:  # no two such codes can overflow 16 bits, and their scales are FP16 numbers
+        return full, report
+    if profile.pairing is not Pairing.NONE:
+        return quantize_without_overflow(weight, full.axis, full.bits, profile.pairing)
     if profile.float16:
         scale = torch.tensor([_float16_up(float(value)) for value in full.scale])
-        return quantize_weight(weight, scale, full.axis, bits), report
+        return quantize_weight(weight, scale, full.axis, full.bits), report
     return full, report
 
 
@@ -168,9 +187,10 @@ def _room_for_bias(
         return codes
     scale = torch.maximum(codes.scale, least)
     weight = _parameter(model.sited, site)
-    rounded = quantize_weight(weight, scale, codes.axis, model.scheme.weight_bits)
+    rounded = quantize_weight(weight, scale, codes.axis, codes.bits)
     grown = broadcast(scale > codes.scale, codes.axis, weight.dim())
-    return WeightCodes(torch.where(grown, rounded.codes, codes.codes), scale, codes.axis)
+    mixed = torch.where(grown, rounded.codes, codes.codes)
+    return WeightCodes(mixed, scale, codes.axis, codes.bits)
 
 
 def _per_output(scale: Tensor, bias: Tensor) -> Tensor:

@@ -217,6 +217,10 @@ class TensorScheme:
         return (1 << self.bits - 1) - 1 if self.signed else (1 << self.bits) - 1
 
 
+FLOAT_BITS = 16
+"""Width that stands for "stays float" in a scheme's name, as in W4A16."""
+
+
 @dataclass(frozen=True, slots=True)
 class QuantScheme:
     """Bit widths of weights and activations, such as W8A8."""
@@ -226,7 +230,32 @@ class QuantScheme:
     activation_bits: int
 
 
-SCHEMES: Mapping[str, QuantScheme] = {"w8a8": QuantScheme("w8a8", 8, 8)}
+@dataclass(frozen=True, slots=True)
+class LayerBits:
+    """Bit widths of one layer: of its weight, and of the activations that it reads."""
+
+    weight: int
+    activation: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.weight <= 8 or not (
+            2 <= self.activation <= 8 or self.activation == FLOAT_BITS
+        ):
+            raise ConfigError(
+                f"bit widths {self.weight} and {self.activation}: weights take 2 to 8, "
+                f"activations 2 to 8 or {FLOAT_BITS} (float)"
+            )
+
+    def widest(self, other: LayerBits) -> LayerBits:
+        """Return the wider of both in each part."""
+        return LayerBits(max(self.weight, other.weight), max(self.activation, other.activation))
+
+
+SCHEMES: Mapping[str, QuantScheme] = {
+    "w8a8": QuantScheme("w8a8", 8, 8),
+    "w4a8": QuantScheme("w4a8", 4, 8),
+    "w4a4": QuantScheme("w4a4", 4, 4),
+}
 
 
 @dataclass(frozen=True, slots=True)

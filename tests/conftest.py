@@ -109,6 +109,7 @@ def quantize_module() -> Callable[..., QuantizedModel]:
     def build(
         module: nn.Module, *inputs: InputSpec | tuple[int, ...], samples: int = 32
     ) -> QuantizedModel:
+        from edgekit.allocation import allocate
         from edgekit.calibration.renorm import Renorm
         from edgekit.capture import capture
         from edgekit.passes.fold_batchnorm import fold_batchnorm
@@ -123,6 +124,7 @@ def quantize_module() -> Callable[..., QuantizedModel]:
         captured = capture(module, specs)
         statistics = Renorm(samples=samples, batch=16).observe(captured)
         folded, statistics = fold_batchnorm(captured, statistics)
-        return quantize_model(insert_sites(folded), statistics, SCHEMES["w8a8"], {})
+        bits = allocate(folded.graph.graph, SCHEMES["w8a8"])
+        return quantize_model(insert_sites(folded), statistics, SCHEMES["w8a8"], bits, {})
 
     return build

@@ -29,6 +29,8 @@ from torch import Tensor, fx
 from edgekit.capture import CapturedModel
 from edgekit.graph import WEIGHTED, OpKind, argument, clamp_bounds, constant, op_kind, store
 from edgekit.quant.statistics import Statistics, TensorStatistics
+from edgekit.sites import layer_name
+from edgekit.types import LayerBits
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HEADROOM = 1.5
@@ -52,9 +54,14 @@ class _Pair:
 
 
 def equalize(
-    model: CapturedModel, statistics: Statistics
+    model: CapturedModel, statistics: Statistics, bits: Mapping[str, LayerBits]
 ) -> tuple[CapturedModel, Statistics, Mapping[str, float]]:
     """Lift channels wherever that lowers the predicted error.
+
+    Args:
+        model: the network without BatchNorms.
+        statistics: of its activations.
+        bits: widths of its layers by name.
 
     Returns:
         The model with rescaled weights, statistics to match, and the exponent chosen for each
@@ -67,7 +74,7 @@ def equalize(
         pair = _pair(graph_module, node)
         if pair is None or pair.tensor.name not in tensors:
             continue
-        exponent, lift = _best_lift(graph_module, pair, tensors[pair.tensor.name])
+        exponent, lift = _best_lift(graph_module, pair, tensors[pair.tensor.name], bits)
         if exponent == 0.0:
             continue
         _apply(graph_module, pair, lift)
@@ -146,17 +153,20 @@ def _weighted_readers(pair: _Pair) -> list[fx.Node]:
 
 
 def _best_lift(
-    graph_module: fx.GraphModule, pair: _Pair, stats: TensorStatistics
+    graph_module: fx.GraphModule,
+    pair: _Pair,
+    stats: TensorStatistics,
+    bits: Mapping[str, LayerBits],
 ) -> tuple[float, Tensor]:
     limits = torch.maximum(stats.channel_maximum, -stats.channel_minimum).clamp_min(1e-12)
     widest = limits.max()
     room = (widest / (limits * HEADROOM)).clamp(1.0, MAX_LIFT)
     moment = _second_moment(stats)
     best = (0.0, torch.ones_like(limits))
-    least = reference = _error(graph_module, pair, best[1], widest, moment)
+    least = reference = _error(graph_module, pair, best[1], widest, moment, bits)
     for exponent in EXPONENTS[1:]:
         lift = room**exponent
-        error = _error(graph_module, pair, lift, widest, moment)
+        error = _error(graph_module, pair, lift, widest, moment, bits)
         if error < least and error < reference * (1 - LEAST_GAIN):
             best, least = (exponent, lift), error
     return best
@@ -172,23 +182,30 @@ def _second_moment(stats: TensorStatistics) -> Tensor:
 
 
 def _error(
-    graph_module: fx.GraphModule, pair: _Pair, lift: Tensor, widest: Tensor, moment: Tensor
+    graph_module: fx.GraphModule,
+    pair: _Pair,
+    lift: Tensor,
+    widest: Tensor,
+    moment: Tensor,
+    bits: Mapping[str, LayerBits],
 ) -> float:
-    step = widest / 255
     total = 0.0
     for reader in _weighted_readers(pair):
         weight = constant(graph_module, reader.args[1])
         assert weight is not None
+        width = bits[layer_name(reader)]
+        step = widest / (2.0**width.activation - 1)
+        top = 2.0 ** (width.weight - 1) - 1
         if _is_depthwise(graph_module, reader):
             energy = weight.flatten(1).square().sum(1)
             total += float((energy / lift.square()).sum() * step**2)
-            rows = weight.flatten(1).abs().amax(1) / 127
+            rows = weight.flatten(1).abs().amax(1) / top
             total += float((rows.square() * moment).sum())
             continue
         matrix = weight.transpose(0, 1).flatten(2) if weight.dim() > 2 else weight.T[..., None]
         scaled = matrix / lift.reshape(-1, 1, 1)  # [C, O, kernel]
         total += float(scaled.square().sum() * step**2)
-        rows = scaled.abs().amax((0, 2)) / 127
+        rows = scaled.abs().amax((0, 2)) / top
         total += float(rows.square().sum() * (moment * lift.square()).sum() * matrix.shape[2])
     return total
 

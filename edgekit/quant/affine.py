@@ -38,11 +38,15 @@ class QParams:
 
 @dataclass(frozen=True)
 class WeightCodes:
-    """Integer codes ``int8`` in the weight's own layout, and ``scale`` ``[C]`` along ``axis``."""
+    """Integer codes ``int8`` in the weight's own layout, and ``scale`` ``[C]`` along ``axis``.
+
+    ``bits`` is the width of the grid; the codes of a narrow one lie within it.
+    """
 
     codes: Tensor
     scale: Tensor
     axis: int
+    bits: int = 8
 
     def dequantize(self) -> Tensor:
         """Return the weight that the codes stand for, float32."""
@@ -88,15 +92,20 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
 
 
 def weight_scheme(bits: int, axis: int) -> TensorScheme:
-    """Return the symmetric, signed, per-channel grid of weights."""
-    return TensorScheme(bits, signed=True, symmetric=True, narrow=True, granularity=PerAxis(axis))
+    """Return the symmetric, signed, per-channel grid of weights.
+
+    At 8 bits the lowest code is left out, as runtimes expect; at 4 it is a sixteenth of the grid.
+    """
+    narrow = bits == 8
+    return TensorScheme(bits, signed=True, symmetric=True, narrow=narrow, granularity=PerAxis(axis))
 
 
 def quantize_weight(weight: Tensor, scale: Tensor, axis: int, bits: int) -> WeightCodes:
     """Round a weight to the nearest code of a given per-channel scale."""
     scheme = weight_scheme(bits, axis)
     codes = torch.round(weight / broadcast(scale, axis, weight.dim()))
-    return WeightCodes(codes.clamp(scheme.quant_min, scheme.quant_max).to(torch.int8), scale, axis)
+    codes = codes.clamp(scheme.quant_min, scheme.quant_max).to(torch.int8)
+    return WeightCodes(codes, scale, axis, bits)
 
 
 def max_scale(weight: Tensor, axis: int, bits: int) -> Tensor:

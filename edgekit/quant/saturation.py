@@ -75,7 +75,7 @@ def quantize_without_overflow(
         return full, report
     codes, scale = full.codes.clone(), base.clone()
     codes[risky], scale[risky] = _repair(weight[risky], base[risky], bits, pairing)
-    return WeightCodes(codes, scale, axis), report
+    return WeightCodes(codes, scale, axis, bits), report
 
 
 def _repair(weight: Tensor, base: Tensor, bits: int, pairing: Pairing) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgekit.allocation import allocate
 from edgekit.capture import CapturedModel, capture
 from edgekit.observe import observe
 from edgekit.passes.equalize import MAX_LIFT, equalize
 from edgekit.quant.statistics import Statistics
-from edgekit.types import InputSpec
+from edgekit.types import SCHEMES, InputSpec, LayerBits
 
 
 class Parts(nn.Module):
@@ -140,6 +141,10 @@ UNCHANGED: dict[type[Parts], tuple[int, ...]] = {
 }
 
 
+def _bits(model: CapturedModel) -> dict[str, LayerBits]:
+    return allocate(model.graph.graph, SCHEMES["w8a8"])
+
+
 def observed(network: type[nn.Module], shape: tuple[int, ...]) -> tuple[CapturedModel, Statistics]:
     torch.manual_seed(0)
     model = capture(network(), [InputSpec("x", (1, *shape))])
@@ -168,7 +173,7 @@ def assert_same(before: CapturedModel, after: CapturedModel) -> None:
 def test_network_computes_the_same(network: type[Parts]) -> None:
     model, statistics = observed(network, CHANGED[network])
     stored = {name: value.clone() for name, value in model.graph.state_dict().items()}
-    equal, _, chosen = equalize(model, statistics)
+    equal, _, chosen = equalize(model, statistics, _bits(model))
     assert len(chosen) == 1
     assert all(0 < exponent <= 1 for exponent in chosen.values())
     assert_same(model, equal)
@@ -178,7 +183,7 @@ def test_network_computes_the_same(network: type[Parts]) -> None:
 @pytest.mark.parametrize("network", CHANGED)
 def test_statistics_are_those_of_the_new_network(network: type[Parts]) -> None:
     model, statistics = observed(network, CHANGED[network])
-    equal, lifted, _ = equalize(model, statistics)
+    equal, lifted, _ = equalize(model, statistics, _bits(model))
     again = statistics_of(equal)
     assert set(lifted.tensors) == set(again.tensors)
     for name, tensor in lifted.tensors.items():
@@ -194,7 +199,7 @@ def test_statistics_are_those_of_the_new_network(network: type[Parts]) -> None:
 @pytest.mark.parametrize("network", CHANGED)
 def test_small_channels_are_lifted_and_none_beyond_the_widest(network: type[Parts]) -> None:
     model, statistics = observed(network, CHANGED[network])
-    _, lifted, chosen = equalize(model, statistics)
+    _, lifted, chosen = equalize(model, statistics, _bits(model))
     (name,) = chosen
 
     def limits(tensors: Statistics) -> Tensor:
@@ -212,7 +217,7 @@ def test_small_channels_are_lifted_and_none_beyond_the_widest(network: type[Part
 @pytest.mark.parametrize("network", UNCHANGED)
 def test_pair_that_cannot_be_equalized_is_left_alone(network: type[Parts]) -> None:
     model, statistics = observed(network, UNCHANGED[network])
-    equal, lifted, chosen = equalize(model, statistics)
+    equal, lifted, chosen = equalize(model, statistics, _bits(model))
     assert chosen == {}
     assert lifted.tensors == statistics.tensors
     assert_same(model, equal)
@@ -229,7 +234,7 @@ def test_even_channels_gain_nothing() -> None:
             return self.b(F.relu(self.a(x)))
 
     model, statistics = observed(Even, (4, 32, 32))
-    _, _, chosen = equalize(model, statistics)
+    _, _, chosen = equalize(model, statistics, _bits(model))
     assert chosen == {}
 
 
@@ -243,5 +248,5 @@ def test_shared_bias_is_not_scaled_twice() -> None:
             return self.c(F.relu(self.a(x)))
 
     model, statistics = observed(SharedBias, (8, 8, 8))
-    equal, _, _ = equalize(model, statistics)
+    equal, _, _ = equalize(model, statistics, _bits(model))
     assert_same(model, equal)

@@ -1,0 +1,94 @@
+"""Bit widths of every weighted layer, from the scheme and the layer's place in the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx
+
+from edgekit.errors import ConfigError
+from edgekit.graph import WEIGHTED, OpKind, activation_nodes, argument, op_kind
+from edgekit.sites import layer_name
+from edgekit.types import LayerBits, QuantScheme
+
+_WIDE = 8
+
+
+def allocate(
+    graph: fx.Graph,
+    scheme: QuantScheme,
+    *,
+    end_bits: int = _WIDE,
+    chosen: Mapping[str, LayerBits] | None = None,
+) -> dict[str, LayerBits]:
+    """Return the bit widths of each layer by its name.
+
+    Below 8 bits three kinds of layers keep 8: those that read the network's input and those whose
+    result is the network's output, unless ``end_bits`` says otherwise, because nothing behind or
+    before them absorbs their error; and depthwise convolutions, whose few weights for each channel
+    leave rounding nothing to balance and hardly count in the size.
+
+    Args:
+        graph: the captured graph, with or without sites.
+        scheme: widths of all other layers.
+        end_bits: widths of the first and last layers.
+        chosen: widths of single layers by name; they go before everything else.
+
+    Raises:
+        ConfigError: ``chosen`` names a layer that is not there.
+    """
+    layers = [node for node in graph.nodes if op_kind(node) in WEIGHTED]
+    ends = {node for node in layers if _is_first(node, graph) or _is_last(node)}
+    end = LayerBits(max(scheme.weight_bits, end_bits), max(scheme.activation_bits, end_bits))
+    wide = LayerBits(max(scheme.weight_bits, _WIDE), max(scheme.activation_bits, _WIDE))
+    usual = LayerBits(scheme.weight_bits, scheme.activation_bits)
+    bits: dict[str, LayerBits] = {}
+    for node in layers:
+        given = wide if _is_depthwise(node) else end if node in ends else usual
+        name = layer_name(node)
+        bits[name] = bits.get(name, given).widest(given)  # one layer called in several places
+    unknown = sorted(set(chosen or {}) - set(bits))
+    if unknown:
+        raise ConfigError(
+            f"bit widths for '{unknown[0]}': the network has no such layer",
+            f"its layers: {', '.join(list(bits)[:8])}{', ...' if len(bits) > 8 else ''}",
+        )
+    return {**bits, **(chosen or {})}
+
+
+def _is_first(layer: fx.Node, graph: fx.Graph) -> bool:
+    """Whether no other layer stands between the network's inputs and this one."""
+    active = set(activation_nodes(graph))
+    pending, seen = list(layer.all_input_nodes), set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        if node in seen or node not in active:
+            continue
+        seen.add(node)
+        if op_kind(node) in WEIGHTED:
+            return False
+        pending.extend(node.all_input_nodes)
+    return True
+
+
+def _is_last(layer: fx.Node) -> bool:
+    """Whether no other layer stands between this one and the network's outputs."""
+    pending, seen = list(layer.users), set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if op_kind(node) in WEIGHTED:
+            return False
+        pending.extend(node.users)
+    return True
+
+
+def _is_depthwise(layer: fx.Node) -> bool:
+    """Whether each output channel reads one input channel of several."""
+    if op_kind(layer) is OpKind.LINEAR:
+        return False
+    groups = argument(layer, 6, "groups", 1)
+    channels = layer.args[0].meta["val"].shape[1]  # type: ignore[union-attr]
+    return isinstance(groups, int) and groups > 1 and groups == channels
