@@ -12,14 +12,15 @@ import torch
 
 from benchmarks._cases import Case
 from benchmarks._images import ImageSet
-from edgekit.artifacts import lower_for, quantize_observed, target_named
+from edgekit.artifacts import lower_for, quantize_observed
 from edgekit.capture import CapturedModel, capture
 from edgekit.loading import load
 from edgekit.lowering import LoweredModel
 from edgekit.options import InputOption, parse_preprocessing
 from edgekit.quant.statistics import Statistics
-from edgekit.registry import TARGETS
+from edgekit.registry import RUNNERS
 from edgekit.simulate import simulate
+from edgekit.target_choice import target_named
 from edgekit.types import Cpu
 from edgekit.zoo import save_model
 
@@ -117,7 +118,7 @@ def simulated_outputs(
     statistics: Statistics,
     images: torch.Tensor,
     *,
-    targets: Sequence[str] = tuple(TARGETS),
+    targets: Sequence[str] = tuple(RUNNERS),
     scheme: str = "w8a8",
     cpu: Cpu = Cpu.AVX2,
 ) -> Mapping[str, np.ndarray]:

@@ -38,7 +38,7 @@ from edgekit.calibrate import calibrate, samples_of
 from edgekit.capture import CapturedModel
 from edgekit.observe import observe_set
 from edgekit.quant.statistics import Statistics
-from edgekit.registry import TARGETS
+from edgekit.registry import RUNNERS
 from edgekit.synthetic import SyntheticSet
 
 _SCHEMA = 1
@@ -179,7 +179,7 @@ def _statistics(model: CapturedModel, images: torch.Tensor, engine: str, seed: i
 
 def _line(network: str, row: Row) -> str:
     parts = [f"{network} {row.scheme} {row.engine:12} seed {row.seed} {row.seconds:7.1f} s"]
-    for name in TARGETS:
+    for name in RUNNERS:
         interval = row.against_renorm.get(name)
         told = (
             "" if interval is None else f" [{1e3 * interval.low:+.2f}, {1e3 * interval.high:+.2f}]"

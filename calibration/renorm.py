@@ -9,7 +9,7 @@ construction instead of by optimising pixels. Costs seconds, needs no gradient, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -19,6 +19,7 @@ from edgekit.graph import OpKind, argument, op_kind
 from edgekit.observe import NodeOverride, observe, with_notes
 from edgekit.quant.statistics import Statistics
 from edgekit.signals import random_batches
+from edgekit.synthetic import SyntheticSet
 from edgekit.types import Progress, no_progress
 
 _VARIANCE_FLOOR = 1e-4
@@ -48,11 +49,11 @@ class Renorm:
     ) -> Statistics:
         """Return statistics of every float activation of ``model``.
 
-        There are no samples to hand out: the inputs mean nothing outside this altered pass.
+        The samples that come with them mean nothing outside this altered pass.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        batches = random_batches(model, self.samples, self.batch, generator)
-        total = max(self.samples // (self.batch if model.batch else 1), 1)
+        batches = list(random_batches(model, self.samples, self.batch, generator))
+        total = len(batches)
         statistics = observe(
             model,
             batches,
@@ -63,6 +64,8 @@ class Renorm:
             margin=MARGIN,
             on_batch=lambda done: progress("calibrate", done / total),
         )
+        noise = tuple(torch.cat(values) for values in zip(*batches, strict=True))
+        statistics = replace(statistics, inputs=SyntheticSet(noise, None, "renorm"), altered=True)
         norms = [node for node in model.graph.graph.nodes if op_kind(node) is OpKind.BATCH_NORM]
         if not norms:
             return with_notes(

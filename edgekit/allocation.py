@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import fx
 
 from edgekit.errors import ConfigError
 from edgekit.graph import WEIGHTED, OpKind, activation_nodes, argument, op_kind
 from edgekit.sites import layer_name
-from edgekit.types import LayerBits, QuantScheme
+from edgekit.types import FLOAT_BITS, LayerBits, QuantScheme
 
 _WIDE = 8
 
@@ -28,6 +28,9 @@ def allocate(
     before them absorbs their error; and depthwise convolutions, whose few weights for each channel
     leave rounding nothing to balance and hardly count in the size.
 
+    A weight-only scheme also takes in the tables of embeddings, and all convolutions keep 8 bits:
+    no runtime unpacks narrower ones as it computes.
+
     Args:
         graph: the captured graph, with or without sites.
         scheme: widths of all other layers.
@@ -37,26 +40,40 @@ def allocate(
     Raises:
         ConfigError: ``chosen`` names a layer that is not there.
     """
-    layers = [node for node in graph.nodes if op_kind(node) in WEIGHTED]
-    ends = {node for node in layers if _is_first(node, graph) or _is_last(node)}
+    kinds = WEIGHTED | {OpKind.EMBEDDING} if scheme.weight_only else WEIGHTED
+    layers = [node for node in graph.nodes if op_kind(node) in kinds]
+    ends = {node for node in layers if _is_first(node, graph, kinds) or _is_last(node, kinds)}
     end = LayerBits(max(scheme.weight_bits, end_bits), max(scheme.activation_bits, end_bits))
     wide = LayerBits(max(scheme.weight_bits, _WIDE), max(scheme.activation_bits, _WIDE))
     usual = LayerBits(scheme.weight_bits, scheme.activation_bits)
     bits: dict[str, LayerBits] = {}
     for node in layers:
-        given = wide if _is_depthwise(node) else end if node in ends else usual
+        if op_kind(node) is OpKind.EMBEDDING:
+            given = usual
+        elif _is_depthwise(node) or (scheme.weight_only and op_kind(node) is not OpKind.LINEAR):
+            given = wide
+        else:
+            given = end if node in ends else usual
         name = layer_name(node)
         bits[name] = bits.get(name, given).widest(given)  # one layer called in several places
-    unknown = sorted(set(chosen or {}) - set(bits))
+    tables = {layer_name(node) for node in graph.nodes if op_kind(node) is OpKind.EMBEDDING}
+    stated = dict(chosen or {})
+    unknown = sorted(set(stated) - set(bits) - tables)
     if unknown:
         raise ConfigError(
             f"bit widths for '{unknown[0]}': the network has no such layer",
             f"its layers: {', '.join(list(bits)[:8])}{', ...' if len(bits) > 8 else ''}",
         )
-    return {**bits, **(chosen or {})}
+    for name in sorted(tables & set(stated) - set(bits)):
+        if stated[name].activation != FLOAT_BITS:
+            raise ConfigError(
+                f"bit widths for '{name}': an embedding reads no activations to quantize",
+                f"give {stated[name].weight} and {FLOAT_BITS}",
+            )
+    return {**bits, **stated}
 
 
-def _is_first(layer: fx.Node, graph: fx.Graph) -> bool:
+def _is_first(layer: fx.Node, graph: fx.Graph, kinds: Collection[OpKind]) -> bool:
     """Whether no other layer stands between the network's inputs and this one."""
     active = set(activation_nodes(graph))
     pending, seen = list(layer.all_input_nodes), set[fx.Node]()
@@ -65,13 +82,13 @@ def _is_first(layer: fx.Node, graph: fx.Graph) -> bool:
         if node in seen or node not in active:
             continue
         seen.add(node)
-        if op_kind(node) in WEIGHTED:
+        if op_kind(node) in kinds:
             return False
         pending.extend(node.all_input_nodes)
     return True
 
 
-def _is_last(layer: fx.Node) -> bool:
+def _is_last(layer: fx.Node, kinds: Collection[OpKind]) -> bool:
     """Whether no other layer stands between this one and the network's outputs."""
     pending, seen = list(layer.users), set[fx.Node]()
     while pending:
@@ -79,7 +96,7 @@ def _is_last(layer: fx.Node) -> bool:
         if node in seen:
             continue
         seen.add(node)
-        if op_kind(node) in WEIGHTED:
+        if op_kind(node) in kinds:
             return False
         pending.extend(node.users)
     return True

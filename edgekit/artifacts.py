@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgekit.allocation import allocate
 from edgekit.capture import CapturedModel
-from edgekit.errors import ConfigError, ExportError, UnsupportedError
+from edgekit.errors import ExportError, UnsupportedError
 from edgekit.lowering import LoweredModel
 from edgekit.passes.equalize import equalize
 from edgekit.passes.fold_batchnorm import fold_batchnorm
@@ -20,40 +20,25 @@ from edgekit.passes.normalization_prior import with_normalization_prior
 from edgekit.quant.statistics import Statistics
 from edgekit.quantized import QuantizedModel, lower, quantize_model
 from edgekit.recipe import Recipe
-from edgekit.registry import REFERENCES, TARGETS, resolve
+from edgekit.registry import REFERENCES, resolve
+from edgekit.rounding import round_weights
 from edgekit.sites import insert_sites
 from edgekit.stages import threads
 from edgekit.target import PendingExport, Target
+from edgekit.target_choice import check_widths, target_named, usable_targets
 from edgekit.template import build_template
-from edgekit.types import SCHEMES, Artifact, Cpu, Progress
-
-
-def usable_targets(names: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the targets to write: those named, or all that can be written here.
-
-    Raises:
-        ConfigError: an unknown target, or a target named twice.
-        MissingDependencyError: the runtime of a named target is not installed.
-    """
-    if names is None:
-        return tuple(name for name in TARGETS if target_named(name).missing() is None)
-    if len(set(names)) != len(names) or not names:
-        raise ConfigError(f"--targets {','.join(names)}: name each target once")
-    for name in names:
-        missing = target_named(name).missing()
-        if missing is not None:
-            raise missing
-    return tuple(names)
-
-
-def target_named(name: str) -> Target:
-    """Return the target of a registered name."""
-    target: Target = resolve(TARGETS, name, "target")()
-    return target
+from edgekit.types import SCHEMES, Artifact, Cpu, LayerBits, Progress, Rounding, no_progress
 
 
 def quantize_observed(
-    captured: CapturedModel, statistics: Statistics, scheme: str, *, end_bits: int = 8
+    captured: CapturedModel,
+    statistics: Statistics,
+    scheme: str,
+    *,
+    end_bits: int = 8,
+    chosen: Mapping[str, LayerBits] | None = None,
+    rounding: Rounding = Rounding.GPTQ,
+    progress: Progress = no_progress,
 ) -> QuantizedModel:
     """Fold, equalize and quantize a network with what a calibration observed.
 
@@ -62,22 +47,27 @@ def quantize_observed(
         statistics: of its activations.
         scheme: a name in ``SCHEMES``.
         end_bits: widths of the first and last layers at least (:func:`allocate`).
+        chosen: widths of single layers by name.
+        rounding: how weights of less than 8 bits are rounded.
+        progress: called as the work advances.
     """
     statistics = with_normalization_prior(captured, statistics)
     statistics = with_input_domain(captured, statistics)
     folded, statistics = fold_batchnorm(captured, statistics)
-    bits = allocate(folded.graph.graph, SCHEMES[scheme], end_bits=end_bits)
+    bits = allocate(folded.graph.graph, SCHEMES[scheme], end_bits=end_bits, chosen=chosen)
     equal, statistics, lifted = equalize(folded, statistics, bits)
     decisions = {"equalized": dict(lifted)}
-    return quantize_model(insert_sites(equal), statistics, SCHEMES[scheme], bits, decisions)
+    nearest = quantize_model(insert_sites(equal), statistics, SCHEMES[scheme], bits, decisions)
+    return round_weights(nearest, rounding, progress)
 
 
 def lower_for(quantized: QuantizedModel, target: Target, cpu: Cpu) -> LoweredModel:
     """Derive what a target executes, its biases corrected on inputs where there are any."""
     with threads(1):  # small operators: threads would wait for one another
         lowered = lower(quantized, target.profile(cpu), target.unsupported(quantized.sited))
-    made = quantized.statistics.inputs
-    return lowered if made is None else with_measured_bias(lowered, made)
+    # on noise the share of positions that a clamp lets through means nothing, nor does their error
+    reference = None if quantized.statistics.altered else quantized.reference
+    return lowered if reference is None else with_measured_bias(lowered, reference)
 
 
 def export_all(
@@ -96,8 +86,8 @@ def export_all(
         pending: dict[str, PendingExport] = {}
         for name in sorted(recipe.targets, key=lambda n: target_named(n).executed):
             target = target_named(name)  # engines first: they build while the others are written
-            lowered[name] = lower_for(quantized, target, recipe.cpu)
             try:
+                lowered[name] = lower_for(quantized, target, recipe.cpu)
                 pending[name] = target.export(template, lowered[name], directory)
                 stack.callback(pending[name].close)
             except (ExportError, UnsupportedError) as error:
@@ -147,10 +137,13 @@ def export(
 
     Raises:
         ExportError: a target's own tools reject the graph.
+        UnsupportedError: a target does not run the bit widths.
     """
+    names = usable_targets(targets, quantized.scheme.name)
+    check_widths(quantized.bits, names)
     template = build_template(quantized.sited)
     artifacts = []
-    for name in usable_targets(targets):
+    for name in names:
         target = target_named(name)
         pending = target.export(template, lower_for(quantized, target, cpu), directory)
         try:

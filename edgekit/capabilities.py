@@ -111,8 +111,11 @@ def runtime_source(runtime: str, machine: Machine) -> Source | None:
     return _RUNTIMES[runtime].source(machine)
 
 
+_NARROW_CODES = "scheme w4a8: 4-bit weights in the file, unpacked at load for the INT8 kernels"
+
+
 def _openvino_meaning(machine: Machine) -> Meaning:
-    int4 = "weights of matrix products stay 4-bit, computed in float; convolutions run in float"
+    int4 = f"{_NARROW_CODES}; alone, weights of matrix products stay 4-bit, computed in float"
     if machine.architecture in ARM:
         return Meaning("a smaller file only: on ARM it computes INT8 networks in float", int4)
     return Meaning("integer kernels for convolutions and matrix products", int4)
@@ -134,8 +137,7 @@ _RUNTIMES: Mapping[str, _Runtime] = {
     "onnxruntime": _Runtime(
         lambda _: Meaning(
             "integer kernels for convolutions and matrix products on x86 and ARM",
-            "weights of matrix products stay 4-bit (MatMulNBits); "
-            "a convolution would unpack them at every inference",
+            f"{_NARROW_CODES}; alone, weights of matrix products stay 4-bit (MatMulNBits)",
         ),
         lambda _: Source("onnxruntime"),
     ),

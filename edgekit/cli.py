@@ -21,13 +21,15 @@ from edgekit.boundary import Boundary, write_json
 from edgekit.console import working, write
 from edgekit.errors import ConfigError, require
 from edgekit.options import parse_input, parse_preprocessing
-from edgekit.types import Cpu, Effort, Task
+from edgekit.types import SCHEMES, Cpu, Effort, Rounding, Task
 
 _FIXED_BY_RECIPE = {
     "inputs": "--input",
     "preprocessing": "--preprocessing",
     "task": "--task",
     "scheme": "--scheme",
+    "end_bits": "--end-bits",
+    "rounding": "--rounding",
     "targets": "--targets",
     "calibration": "--calibration",
     "effort": "--effort",
@@ -94,7 +96,17 @@ def quantize(
         typer.Option(metavar="P", help="As in mean=0.5,std=0.5,resize=256,crop=224."),
     ] = None,
     task: Annotated[Task | None, typer.Option(help="What the first output means.")] = None,
-    scheme: Annotated[str, typer.Option(metavar="w8a8", help="Widths of the integers.")] = "w8a8",
+    scheme: Annotated[
+        str,
+        typer.Option(metavar="S", help=f"Bits of weights, activations: {', '.join(SCHEMES)}."),
+    ] = "w8a8",
+    end_bits: Annotated[
+        int,
+        typer.Option(metavar="N", help="Bits of the first and last layers, 4 to 8."),
+    ] = 8,
+    rounding: Annotated[
+        Rounding, typer.Option(help="How weights below 8 bits are rounded.")
+    ] = Rounding.AUTO,
     targets: TargetNames = None,
     calibration: Annotated[
         str,
@@ -144,6 +156,8 @@ def quantize(
             preprocessing=None if preprocessing is None else parse_preprocessing(preprocessing),
             task=task,
             scheme=scheme,
+            end_bits=end_bits,
+            rounding=rounding,
             targets=_names(targets),
             calibration=calibration,
             effort=effort,

@@ -33,6 +33,7 @@ class OpKind(str, enum.Enum):
     IDENTITY = "identity"  # dropout in evaluation, contiguous, clone
     BATCH_NORM = "batch_norm"
     RECURRENT = "recurrent layer"
+    EMBEDDING = "embedding"
     EMBEDDING_BAG = "embedding bag"
     CONSTANT_PRODUCT = "product with a constant"  # and not a linear layer
     OTHER = "other"
@@ -59,6 +60,7 @@ _NAMES: dict[OpKind, str] = {
     OpKind.IDENTITY: "dropout feature_dropout contiguous clone alias detach",
     OpKind.BATCH_NORM: "batch_norm",
     OpKind.RECURRENT: "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
+    OpKind.EMBEDDING: "embedding",
     OpKind.EMBEDDING_BAG: "embedding_bag",
 }
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
@@ -181,6 +183,11 @@ def constant(graph_module: fx.GraphModule, node: object) -> Tensor | None:
     if isinstance(node, fx.Node) and node.op == "get_attr":
         return fetch(graph_module, str(node.target))
     return None
+
+
+def weight_argument(node: fx.Node) -> fx.node.Argument:
+    """Return the argument that holds the weight of a convolution, linear layer or embedding."""
+    return node.args[0 if op_kind(node) is OpKind.EMBEDDING else 1]
 
 
 def stored_weights(node: fx.Node) -> list[fx.Node]:

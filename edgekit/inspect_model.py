@@ -30,7 +30,7 @@ from edgekit.lowering import TRANSPARENT, place
 from edgekit.options import InputOption
 from edgekit.passes.fold_batchnorm import fold_batchnorm
 from edgekit.quant.statistics import Statistics
-from edgekit.registry import TARGETS, resolve
+from edgekit.registry import RUNNERS, TARGETS, resolve
 from edgekit.signals import input_domain
 from edgekit.sites import SitedModel, insert_sites, layer_name
 from edgekit.target import Target
@@ -38,6 +38,7 @@ from edgekit.types import Cpu, Effort, InputSpec, Preprocessing, Task
 
 SCHEMA_VERSION = 1
 INT8 = "int8"
+_EXECUTED = tuple(name for name in TARGETS if name in RUNNERS)
 _NORMALIZATIONS = {
     "batch_norm": "BatchNorm",
     "instance_norm": "InstanceNorm",
@@ -132,7 +133,7 @@ class ModelInspection:
             "calibration": {"method": self.calibration, "reasons": list(self.reasons)},
             "targets": {
                 name: {"integer_layers": self.integer_layers(name), "layers": len(self.layers)}
-                for name in TARGETS
+                for name in _EXECUTED
             },
             "layers": [layer.to_dict() for layer in self.layers],
         }
@@ -212,7 +213,7 @@ def _layers(captured: CapturedModel, cpu: Cpu) -> Iterator[LayerSummary]:
     }
     nothing = Statistics(tensors={}, method="none", samples=0)
     sited = insert_sites(fold_batchnorm(captured, nothing)[0])
-    placed = {name: _float_layers(name, sited, cpu) for name in TARGETS}
+    placed = {name: _float_layers(name, sited, cpu) for name in _EXECUTED}
     for node in captured.graph.graph.nodes:
         weight = constant(captured.graph, node.args[1]) if op_kind(node) in WEIGHTED else None
         if weight is None:

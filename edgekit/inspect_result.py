@@ -18,6 +18,7 @@ from edgekit.runners.onnx_graph import GraphNode, read_initializers, read_onnx_g
 
 SCHEMA_VERSION = 1
 INT8 = "int8"
+SIMULATED = "simulated"
 _PIXELS = "preprocessing"
 _REPORT, _CODES = "report.json", "quantized.safetensors"
 _TYPES = {"I8": np.int8, "F32": np.float32}
@@ -30,16 +31,19 @@ class LayerRecord:
     Attributes:
         name: its module path.
         weight_shape: sizes of its weight.
+        bits: widths of its weight and of the activations it reads; ``None`` where not recorded.
         input_range, output_range: values that calibration assumed; ``None`` where not recorded.
         input_rule, rule: what set the input range, and the output range.
         weight_sqnr_db: rounding error of its weights before repairs; ``None`` where unknown.
-        precision: target to what the runtime ran it in; planned, where it was not executed.
+        precision: target to what the runtime ran it in; planned, where it was not executed;
+            ``"simulated"``, where no runtime executes it.
         float_reason: target to the reason, where it does not run on integers.
         repaired: target to the channels that could have saturated, of those that it has.
     """
 
     name: str
     weight_shape: tuple[int, ...]
+    bits: tuple[int, int] | None
     input_range: tuple[float, float] | None
     output_range: tuple[float, float] | None
     input_rule: str | None
@@ -54,6 +58,7 @@ class LayerRecord:
         return {
             "name": self.name,
             "weight_shape": list(self.weight_shape),
+            "bits": None if self.bits is None else list(self.bits),
             "input_range": None if self.input_range is None else list(self.input_range),
             "output_range": None if self.output_range is None else list(self.output_range),
             "input_rule": self.input_rule,
@@ -156,6 +161,7 @@ def _layer(
     tensors: Mapping[str, Any],
     report: Mapping[str, Any],
 ) -> LayerRecord:
+    widths = report.get("bits", {})
     read, written = ("", "") if node is None else (node.inputs[0], node.outputs[0])
     targets = {t: entry for t, entry in report["targets"].items() if entry["status"] == "ok"}
     repairs = {t: entry["saturation"].get("layers", {}) for t, entry in targets.items()}
@@ -163,6 +169,7 @@ def _layer(
     return LayerRecord(
         name=name,
         weight_shape=tuple(codes[0].shape),
+        bits=None if name not in widths else (int(widths[name][0]), int(widths[name][1])),
         input_range=_range(tensors.get(read)),
         output_range=_range(tensors.get(written)),
         input_rule=_rule(tensors.get(read)),
@@ -184,20 +191,26 @@ def _rule(tensor: Mapping[str, Any] | None) -> str | None:
 
 def _precision(name: str, target: Mapping[str, Any]) -> str:
     if name not in target["float_layers"]:
-        return INT8
+        return INT8 if target["integer_layers"] else SIMULATED
     told = {layer["name"]: layer["precision"] for layer in target["layers"]}
-    return str(told.get(name, "float"))
+    return str(told.get(name) or target.get("stored_layers", {}).get(name, "float"))
 
 
 def _sqnr_db(weight: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> float | None:
     """Return the SQNR of rounded weights; ``None`` if nothing is lost or the layouts differ."""
     if weight.shape != codes.shape:
         return None
+    if scale.ndim == 2:  # one for each block along the inputs
+        step = scale.repeat(codes.shape[1] // scale.shape[1], axis=1)
+        return _ratio_db(weight, codes.astype(np.float64) * step - weight)
     # Output channels are axis 0, in transposed convolutions axis 1; the scale tells which fits.
     axis = 0 if scale.size == codes.shape[0] else 1
     shape = [1] * codes.ndim
     shape[axis] = -1
-    error = codes.astype(np.float64) * scale.reshape(shape) - weight
+    return _ratio_db(weight, codes.astype(np.float64) * scale.reshape(shape) - weight)
+
+
+def _ratio_db(weight: np.ndarray, error: np.ndarray) -> float | None:
     noise = float((error**2).sum())
     signal = float((weight.astype(np.float64) ** 2).sum())
     return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None

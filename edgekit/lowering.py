@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, fx
@@ -12,6 +12,7 @@ from edgekit.quant.affine import QParams, WeightCodes
 from edgekit.quant.saturation import Pairing
 from edgekit.sites import SITE, SitedModel, has_computed_weight
 from edgekit.types import TensorScheme
+from edgekit.weight_only import StoredLayer, WeightOnlyRules
 
 TRANSPARENT = frozenset({OpKind.LAYOUT, OpKind.IDENTITY, OpKind.MAX_POOL, OpKind.ZERO_PAD})
 """Kinds that commute with quantization: their output takes the grid of their input."""
@@ -34,8 +35,11 @@ class LoweringProfile:
         pairing: how the target's kernels sum products in 16 bits.
         float16: what is not integer is computed in FP16; scales are FP16 numbers.
         integer_bias: biases are rounded to int32 in the accumulator's scale.
+        packs_int4: codes of at most 4 bits take half a byte in the file, and a cast to INT8 that
+            the runtime carries out once, when it loads the file.
         float_reasons: what the target does with kinds that have weights and no integer kernel. A
             kind of ``integer_kinds`` with a reason is quantized, but computed in float.
+        weight_only: what it does with weights of layers whose activations stay float.
     """
 
     target: str
@@ -48,7 +52,9 @@ class LoweringProfile:
     pairing: Pairing
     float16: bool = False
     integer_bias: bool = False
+    packs_int4: bool = False
     float_reasons: Mapping[OpKind, str] = field(default_factory=dict)
+    weight_only: WeightOnlyRules = field(default_factory=WeightOnlyRules)
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class Placement:
     ``tensors`` maps each quantized tensor to the tensor whose grid it takes; ``edges`` lists the
     indices of activation and output sites that are quantized; ``absorbed`` names clamps that the
     exporter removes; ``integer`` names the operators whose inputs are quantized; ``float_layers``
-    gives the reason for every weighted layer that does not run on integers.
+    gives the reason for every weighted layer that does not run on integers, and ``stored`` tells
+    which of these have integer weights.
     """
 
     tensors: Mapping[str, str]
@@ -66,6 +73,7 @@ class Placement:
     absorbed: frozenset[str]
     integer: frozenset[str]
     float_layers: Mapping[str, str] = field(default_factory=dict)
+    stored: Mapping[str, StoredLayer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,14 +95,24 @@ class LoweredModel:
     bias_scales: Mapping[int, Tensor] = field(default_factory=dict)
     at_risk: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
+    def stored_layer(self, index: int) -> StoredLayer | None:
+        """Return how the layer of a weight site is stored, if it computes in float from codes."""
+        return self.placement.stored.get(self.sited.sites[index].consumer)
 
-def place(sited: SitedModel, profile: LoweringProfile, reasons: Mapping[str, str]) -> Placement:
+
+def place(
+    sited: SitedModel,
+    profile: LoweringProfile,
+    reasons: Mapping[str, str],
+    floating: Collection[str] = (),
+) -> Placement:
     """Decide which edges are quantized.
 
     Args:
         sited: the graph with its sites.
         profile: the target's rules.
         reasons: nodes that must stay in float, with the reason (from the exporter's checks).
+        floating: further nodes that stay in float, because the scheme says so.
     """
     graph = sited.model.graph.graph
     nodes = [node for node in graph.nodes if node.op == "call_function" and node.target is not SITE]
@@ -104,6 +122,7 @@ def place(sited: SitedModel, profile: LoweringProfile, reasons: Mapping[str, str
         for node in nodes
         if op_kind(node) in profile.integer_kinds
         and node.name not in reasons
+        and node.name not in floating
         and node not in computed
         and not _makes_scores(node)
     }
@@ -127,6 +146,7 @@ def place(sited: SitedModel, profile: LoweringProfile, reasons: Mapping[str, str
         source = sited.node(sited.sites[index].tensor)
         tensors[source.name] = _grid_owner(source, edges, sited).name
     weighted = computed | {n for n in nodes if op_kind(n) in WEIGHTED | FLOAT_WEIGHTED}
+    weighted |= {n for n in nodes if op_kind(n) is OpKind.EMBEDDING and n.name in reasons}
     float_layers = {
         node.name: reasons.get(node.name, _float_reason(node, profile, node in computed))
         for node in nodes

@@ -168,11 +168,12 @@ def result_inspection(document: Mapping[str, Any]) -> str:
         document: what ``--json`` prints.
     """
     targets = [name for name, target in document["targets"].items() if target["status"] == "ok"]
-    heads = ("layer", "weight", "input", "output", "weight SQNR", "repaired", *targets)
+    heads = ("layer", "weight", "bits", "input", "output", "weight SQNR", "repaired", *targets)
     rows = [
         (
             layer["name"],
             _shape(layer["weight_shape"]),
+            "-" if layer["bits"] is None else "/".join(map(str, layer["bits"])),
             _bounds(layer["input_range"]),
             _bounds(layer["output_range"]),
             _decibel(layer["weight_sqnr_db"]),
@@ -194,7 +195,8 @@ def _result_lines(document: Mapping[str, Any]) -> Iterator[str]:
         if target["status"] != "ok":
             yield f"{name}: failed"
             continue
-        how = "run by its runtime" if target["executed"] else "planned, not run here"
+        planned = "planned, not run here" if target["integer_layers"] else "simulated in float"
+        how = "run by its runtime" if target["executed"] else planned
         yield (
             f"{name}: {target['integer_layers']} of {target['layers']} layers in INT8 ({how}); "
             f"agreement {percent(target['agreement'])}, SQNR {_decibel(target['sqnr_db'])}; "

@@ -180,9 +180,14 @@ def second_moment(node: fx.Node, x: object, weight: object) -> Tensor:
     and output positions. Frantar et al., "GPTQ" (2023), use twice this matrix as Hessian.
     """
     assert isinstance(x, Tensor) and isinstance(weight, Tensor)
+    rows = unfolded_rows(node, x, weight)
+    return torch.bmm(rows.transpose(1, 2), rows) / rows.shape[1]
+
+
+def unfolded_rows(node: fx.Node, x: Tensor, weight: Tensor) -> Tensor:
+    """Return what each output position multiplies by the weights, ``[groups, positions, K]``."""
     if op_kind(node) is OpKind.LINEAR:
-        rows = x.reshape(-1, x.shape[-1])
-        return (rows.T @ rows / rows.shape[0])[None]
+        return x.reshape(1, -1, x.shape[-1])
     assert op_kind(node) is OpKind.CONV and x.dim() == 4, "second moments need a 2-D convolution"
     stride, padding, dilation = (
         argument(node, i, k) for i, k in ((3, "stride"), (4, "padding"), (5, "dilation"))
@@ -193,9 +198,8 @@ def second_moment(node: fx.Node, x: object, weight: object) -> Tensor:
     if isinstance(padding, str):
         x, padding = _padded(x, kernel, steps) if padding == "same" else x, 0
     unfolded = F.unfold(x, kernel, steps, _pair(padding, 0), _pair(stride, 1))
-    n, _, positions = unfolded.shape
-    rows = unfolded.reshape(n, groups, -1, positions)
-    return torch.einsum("ngkp,nglp->gkl", rows, rows) / (n * positions)
+    split: Tensor = unfolded.unflatten(1, (groups, -1))
+    return split.permute(1, 0, 3, 2).flatten(1, 2)
 
 
 def _padded(x: Tensor, kernel: Sequence[int], dilation: tuple[int, int]) -> Tensor:

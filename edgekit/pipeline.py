@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgekit.architecture import confirmed_arch
-from edgekit.artifacts import export_all, quantize_observed, target_named, usable_targets
+from edgekit.artifacts import export_all, quantize_observed
 from edgekit.calibrate import calibrate, check_calibration, choose, samples_of
 from edgekit.capture import CapturedModel, capture
 from edgekit.environment import usable_cores
@@ -19,10 +19,22 @@ from edgekit.lowering import LoweredModel
 from edgekit.observe import with_notes
 from edgekit.options import InputOption
 from edgekit.output import AtomicDirectory
-from edgekit.recipe import Recipe, write_recipe
+from edgekit.recipe import Recipe, check_end_bits, write_recipe
 from edgekit.report import Report, write_result_files
+from edgekit.rounding import choose_rounding
 from edgekit.stages import Stages, compute_device, on_device, threads
-from edgekit.types import Artifact, Cpu, Effort, Preprocessing, Progress, Task, no_progress
+from edgekit.target_choice import check_bits, target_named, usable_targets
+from edgekit.types import (
+    Artifact,
+    Cpu,
+    Effort,
+    LayerBits,
+    Preprocessing,
+    Progress,
+    Rounding,
+    Task,
+    no_progress,
+)
 from edgekit.verify import (
     TargetVerification,
     VerificationInputs,
@@ -42,11 +54,15 @@ def resolve_recipe(
     effort: Effort,
     cpu: Cpu,
     seed: int,
+    end_bits: int = 8,
+    bits: Mapping[str, LayerBits] | None = None,
+    rounding: Rounding = Rounding.AUTO,
 ) -> Recipe:
     """Turn options into a complete configuration.
 
     Raises:
         ConfigError: an unknown name.
+        UnsupportedError: a target that the user named does not run the scheme.
         MissingDependencyError: a target that the user named needs a runtime that is not here.
     """
     from edgekit import __version__
@@ -58,7 +74,7 @@ def resolve_recipe(
         preprocessing=loaded.preprocessing,
         task=loaded.task,
         scheme=scheme,
-        targets=usable_targets(targets),
+        targets=usable_targets(targets, scheme),
         calibration=calibration,
         effort=effort,
         cpu=cpu,
@@ -66,6 +82,9 @@ def resolve_recipe(
         seed=seed,
         threads=usable_cores(),
         edgekit=__version__,
+        end_bits=end_bits,
+        bits=dict(bits or {}),
+        rounding=choose_rounding(rounding, effort),
     )
 
 
@@ -89,6 +108,9 @@ def quantize(
     checkpoint: str | Path | None = None,
     trust_pickle: bool = False,
     weights: str | None = None,
+    end_bits: int = 8,
+    bits: Mapping[str, LayerBits] | None = None,
+    rounding: Rounding = Rounding.AUTO,
     progress: Progress = no_progress,
 ) -> Report:
     """Quantize a network without data, export it, run every artifact and write the result.
@@ -101,7 +123,7 @@ def quantize(
         preprocessing: how an image becomes the first input.
         task: meaning of the first output.
         scheme: quantization scheme.
-        targets: runtimes; all that can be written here if ``None``.
+        targets: runtimes; all that run the scheme and can be written here if ``None``.
         calibration: ``auto``, an engine (``renorm``, ``distill``, ``clusterq``), a file of inputs
             (``FILE.npz``), or a control: ``noise``, ``images:DIR``.
         effort: time budget.
@@ -114,6 +136,9 @@ def quantize(
         checkpoint: file that a long calibration is saved to, and continued from if it exists.
         trust_pickle: open also a file that runs code when it is opened.
         weights: which of several sets of weights in the file.
+        end_bits: bits of the first and last layers, where the scheme has fewer than 8.
+        bits: bits of single layers by name, before scheme and ``end_bits``.
+        rounding: how weights of less than 8 bits are rounded.
         progress: called as the work advances.
 
     Returns:
@@ -126,7 +151,8 @@ def quantize(
     place = compute_device(device)
     if recipe is None:  # a bad option must cost no work
         check_calibration(calibration)
-        usable_targets(targets)
+        usable_targets(targets, scheme)
+        check_end_bits(scheme, end_bits)
     if min_agreement is not None and not 0 <= min_agreement <= 100:
         raise ConfigError(f"--min-agreement {min_agreement:g}: a percentage from 0 to 100")
     stages = Stages(progress, {})
@@ -143,11 +169,15 @@ def quantize(
                 effort=effort,
                 cpu=cpu,
                 seed=seed,
+                end_bits=end_bits,
+                bits=bits,
+                rounding=rounding,
             )
-            usable_targets(configuration.targets)
+            usable_targets(configuration.targets, configuration.scheme)
         with threads(configuration.threads):
             with stages.stage("capture"):
                 captured = _capture(loaded)
+                check_bits(captured.graph.graph, configuration)
             with stages.stage("calibrate") as inner:
                 name, reason = choose(captured, configuration.calibration, configuration.effort)
                 if recipe is None:
@@ -164,8 +194,16 @@ def quantize(
                         progress=inner,
                     )
                 statistics = with_notes(statistics, f"calibration {name} ({reason})")
-            with stages.stage("quantize"):
-                quantized = quantize_observed(captured, statistics, configuration.scheme)
+            with stages.stage("quantize") as inner:
+                quantized = quantize_observed(
+                    captured,
+                    statistics,
+                    configuration.scheme,
+                    end_bits=configuration.end_bits,
+                    chosen=configuration.bits,
+                    rounding=configuration.rounding,
+                    progress=inner,
+                )
             with stages.stage("export") as inner:
                 lowered, artifacts, failures = export_all(
                     quantized, configuration, directory.path, inner
@@ -258,11 +296,13 @@ def _verify_all(
         done.append(name)
         inner(f"verify {name}", len(done) / (len(artifacts) + 1))
 
+    targets = [target_named(name) for name in recipe.targets]
     return verify(
         artifacts,
         lowered,
         directory,
-        executed={name: target_named(name).executed for name in recipe.targets},
+        executed={target.name: target.executed for target in targets},
+        why_simulated={t.name: t.why_simulated for t in targets if t.why_simulated is not None},
         inputs=inputs,
         threads=recipe.threads,
         on_target=on_target,

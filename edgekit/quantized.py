@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,15 +11,24 @@ import torch
 from torch import Tensor, fx
 
 from edgekit.graph import WEIGHTED, OpKind, constant, op_kind
-from edgekit.lowering import LoweredModel, LoweringProfile, Placement, place, source_of
+from edgekit.lowering import (
+    TRANSPARENT,
+    LoweredModel,
+    LoweringProfile,
+    Placement,
+    place,
+    source_of,
+)
 from edgekit.passes.bias_correction import bias_shift
 from edgekit.quant.affine import QParams, WeightCodes, broadcast, max_scale, quantize_weight
 from edgekit.quant.ranges import mse_qparams
 from edgekit.quant.saturation import Pairing, SaturationReport, quantize_without_overflow
 from edgekit.quant.statistics import Statistics, TensorStatistics
 from edgekit.quant.weight_scales import mse_scale
+from edgekit.reference import Reference, reference_of
 from edgekit.sites import Role, Site, SitedModel, layer_name
-from edgekit.types import LayerBits, QuantScheme
+from edgekit.types import FLOAT_BITS, LayerBits, QuantScheme
+from edgekit.weight_only import plan_weight_only, stored_codes
 
 _INT32_HEADROOM = 2.0**30
 
@@ -39,6 +49,11 @@ class QuantizedModel:
     codes: Mapping[str, WeightCodes]
     decisions: Mapping[str, object] = field(default_factory=dict)
 
+    @functools.cached_property
+    def reference(self) -> Reference | None:
+        """What rounding and biases can be measured on (:func:`edgekit.reference.reference_of`)."""
+        return reference_of(self.sited, self.statistics)
+
 
 def quantize_model(
     sited: SitedModel,
@@ -55,7 +70,12 @@ def quantize_model(
         weight = _parameter(sited, site)
         axis = output_axis(sited.node(site.consumer))
         name = layer_name(sited.node(site.consumer))
+        if name not in bits:
+            continue  # a table that the scheme leaves as it is
         width = bits[name].weight
+        if bits[name].activation == FLOAT_BITS:
+            codes[name] = stored_codes(sited, name, weight, axis, width)
+            continue
         scale = (max_scale if width == 8 else mse_scale)(weight, axis, width)
         codes[name] = quantize_weight(weight, scale, axis, width)
     return QuantizedModel(sited, statistics, scheme, bits, codes, decisions)
@@ -76,14 +96,20 @@ def lower(
         profile: the target's rules.
         reasons: nodes that the target cannot run on integers, with the reason.
     """
-    placement = place(model.sited, profile, reasons)
+    plan = plan_weight_only(
+        model.sited, model.scheme, model.bits, model.codes, profile.weight_only, profile.target
+    )
+    texts = {name: layer.text for name, layer in plan.stored.items()}
+    reasons = {**reasons, **plan.reasons, **texts}
+    placement = place(model.sited, profile, reasons, plan.floating)
+    placement = replace(placement, stored=plan.stored)
     activations = _grids(model, profile, placement)
     weights: dict[int, WeightCodes] = {}
     biases: dict[int, Tensor] = {}
     bias_scales: dict[int, Tensor] = {}
     at_risk: dict[str, tuple[int, int]] = {}
     sites = _sites_by_consumer(model.sited)
-    for name in sorted(placement.integer):
+    for name in sorted(placement.integer | placement.stored.keys()):
         layer = model.sited.node(name)
         if Role.WEIGHT not in sites.get(name, {}):
             continue
@@ -91,7 +117,8 @@ def lower(
         codes, report = _layer_codes(model, profile, layer, site)
         bias_site = sites[name].get(Role.BIAS)
         bias = None if bias_site is None else _parameter(model.sited, bias_site)
-        if profile.integer_bias and bias is not None:
+        integer_bias = profile.integer_bias and name in placement.integer
+        if integer_bias and bias is not None:
             codes = _room_for_bias(model, layer, site, codes, bias, _input_grid(layer, activations))
         weights[site.index] = codes
         at_risk[layer_name(layer)] = (report.at_risk, report.channels)
@@ -100,7 +127,7 @@ def lower(
             source = source_of(layer.args[0])
             assert source is not None
             mean = model.statistics.tensors[source.name].channel_mean
-            if profile.integer_bias:
+            if integer_bias:
                 grid = _input_grid(layer, activations)
                 bias_scales[bias_site.index] = grid.scale * _per_output(codes.scale, bias)
             corrected = bias + bias_shift(layer, error, mean)
@@ -121,7 +148,7 @@ def _grids(
     grids = {}
     for index in sorted(placement.edges):
         site = model.sited.sites[index]
-        bits = _read_bits(model, site)
+        bits = _read_bits(model, model.sited.node(site.consumer))
         key = placement.tensors[site.tensor], bits
         if key not in found:
             found[key] = _activation_grid(model.statistics.tensors[key[0]], profile, bits)
@@ -129,11 +156,17 @@ def _grids(
     return grids
 
 
-def _read_bits(model: QuantizedModel, site: Site) -> int:
-    """Width of the activations that a layer reads; what has no weights reads 8 bits."""
-    consumer = model.sited.node(site.consumer)
+def _read_bits(model: QuantizedModel, consumer: fx.Node) -> int:
+    """Width of the activations that a layer reads; what has no weights reads 8 bits.
+
+    What only moves values reads as many as the widest of its readers: another grid before it would
+    round twice.
+    """
+    if op_kind(consumer) in TRANSPARENT:
+        readers = (user for site in consumer.users for user in site.users)
+        return max((_read_bits(model, reader) for reader in readers), default=8)
     known = model.bits.get(layer_name(consumer)) if op_kind(consumer) in WEIGHTED else None
-    return 8 if known is None else known.activation
+    return 8 if known is None else min(known.activation, 8)  # a float layer may read what is 8 bits
 
 
 def _activation_grid(tensor: TensorStatistics, profile: LoweringProfile, bits: int) -> QParams:
@@ -164,7 +197,8 @@ def _layer_codes(
     report = SaturationReport(weight.shape[full.axis], 0, 0)
     if full.bits < 8:  # no two such codes can overflow 16 bits, and their scales are FP16 numbers
         return full, report
-    if profile.pairing is not Pairing.NONE:
+    integer = model.bits[layer_name(layer)].activation != FLOAT_BITS
+    if profile.pairing is not Pairing.NONE and integer:
         return quantize_without_overflow(weight, full.axis, full.bits, profile.pairing)
     if profile.float16:
         scale = torch.tensor([_float16_up(float(value)) for value in full.scale])

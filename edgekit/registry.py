@@ -24,10 +24,12 @@ TARGETS: Mapping[str, str] = {
     "onnxruntime": "edgekit.exporters.onnxruntime:OnnxRuntimeTarget",
     "openvino": "edgekit.exporters.openvino:OpenVinoTarget",
     "tensorrt": "edgekit.exporters.tensorrt:TensorRtTarget",
+    "simulation": "edgekit.exporters.simulation:SimulationTarget",
 }
 REFERENCES: Mapping[str, str] = {
     "onnx": "edgekit.exporters._qdq:realize_float",
 }
+# The targets that a runtime executes. What no runtime executes has no runner, and no latency.
 RUNNERS: Mapping[str, str] = {
     "onnxruntime": "edgekit.runners.onnxruntime:OnnxRuntimeRunner",
     "openvino": "edgekit.runners.openvino:OpenVinoRunner",

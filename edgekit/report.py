@@ -77,6 +77,7 @@ class Report:
                 name: _target(name, artifacts, by_target, failures, lowered)
                 for name in recipe.targets
             },
+            "bits": {name: [b.weight, b.activation] for name, b in quantized.bits.items()},
             "tensors": _tensors(quantized),
             "seconds": dict(stage_seconds),
             "peak_memory_bytes": peak_memory_bytes(),

@@ -21,10 +21,12 @@ from edgekit.graph import (
     WEIGHTED,
     OpKind,
     activation_nodes,
+    argument,
     is_float_tensor,
     op_kind,
     schema_argument,
     stored_weights,
+    weight_argument,
 )
 
 _LIBRARY = torch.library.Library("edgekit", "DEF")
@@ -86,8 +88,8 @@ class SitedModel:
 def insert_sites(model: CapturedModel) -> SitedModel:
     """Return a copy of ``model`` with a site on every edge that could be quantized.
 
-    These are all float activations entering an operator or leaving the graph, and the weight and
-    bias of every convolution, transposed convolution and linear layer.
+    These are all float activations entering an operator or leaving the graph, the weight and bias
+    of every convolution, transposed convolution and linear layer, and the table of every embedding.
     """
     graph_module = copy.deepcopy(model.graph)
     graph = graph_module.graph
@@ -124,11 +126,12 @@ def insert_sites(model: CapturedModel) -> SitedModel:
 
 
 def _weight_arguments(node: fx.Node) -> dict[fx.Node, Role]:
-    if op_kind(node) not in WEIGHTED:
+    kind = op_kind(node)
+    if kind not in WEIGHTED and kind is not OpKind.EMBEDDING:
         return {}
     found: dict[fx.Node, Role] = {}
-    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    for value, role in ((node.args[1], Role.WEIGHT), (bias, Role.BIAS)):
+    bias = argument(node, 2, "bias") if kind in WEIGHTED else None
+    for value, role in ((weight_argument(node), Role.WEIGHT), (bias, Role.BIAS)):
         if isinstance(value, fx.Node) and value.op == "get_attr":
             found[value] = role
     return found
@@ -141,7 +144,7 @@ def layer_name(node: fx.Node) -> str:
         if op_kind(node) is OpKind.RECURRENT:  # r.weight_ih_l0, r.weight_hh_l0, ...
             names = [name.rpartition(".")[0] for name in names]
         return names[0].removesuffix(".weight") if names and names[0] else node.name
-    weight = node.args[1]
+    weight = weight_argument(node)
     while isinstance(weight, fx.Node) and weight.target is SITE:
         weight = weight.args[0]
     if isinstance(weight, fx.Node) and weight.op == "get_attr":
@@ -150,22 +153,35 @@ def layer_name(node: fx.Node) -> str:
 
 
 def layer_names(sited: SitedModel) -> dict[int, str]:
-    """Return the name of the layer at each weight site; a layer called again gets a number."""
+    """Return the name of the layer at each weight site; a layer called again gets a number.
+
+    An embedding whose table is also a layer's weight leaves the plain name to that layer.
+    """
+    weights = [site for site in sited.sites if site.role is Role.WEIGHT]
+    tables = [s for s in weights if op_kind(sited.node(s.consumer)) is OpKind.EMBEDDING]
     names: dict[int, str] = {}
-    for site in sited.sites:
-        if site.role is Role.WEIGHT:
-            names[site.index] = _numbered(layer_name(sited.node(site.consumer)), names.values())
+    for site in [*(site for site in weights if site not in tables), *tables]:
+        names[site.index] = _numbered(layer_name(sited.node(site.consumer)), names.values())
     return names
 
 
-def weighted_layers(sited: SitedModel) -> dict[str, str]:
+def weighted_layers(sited: SitedModel, embeddings: Collection[str] = ()) -> dict[str, str]:
     """Return every layer with weights, by name, with the node that computes it.
 
     These are the layers with a weight site, those whose weight stays computed, and what no target
     runs on integers: recurrent layers (each of a stack by itself), bags of embeddings and products
     with a constant.
+
+    Args:
+        sited: the graph with its sites.
+        embeddings: nodes of embeddings to count; they multiply nothing, so that they are layers
+            only where a scheme stores their tables as integers.
     """
-    sites = {site.consumer: site.index for site in sited.sites if site.role is Role.WEIGHT}
+    sites = {
+        site.consumer: site.index
+        for site in sited.sites
+        if site.role is Role.WEIGHT and _counts(sited.node(site.consumer), embeddings)
+    }
     names = layer_names(sited)
     found: dict[str, str] = {}
     for node in sited.model.graph.graph.nodes:
@@ -175,6 +191,10 @@ def weighted_layers(sited: SitedModel) -> dict[str, str]:
             for name in _stack(node):
                 found[_numbered(name, {*found, *names.values()})] = node.name
     return found
+
+
+def _counts(node: fx.Node, embeddings: Collection[str]) -> bool:
+    return op_kind(node) is not OpKind.EMBEDDING or node.name in embeddings
 
 
 def has_computed_weight(node: fx.Node, active: Collection[fx.Node]) -> bool:

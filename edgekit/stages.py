@@ -25,9 +25,9 @@ class Stages:
     _PLAN: ClassVar[Mapping[str, tuple[float, float]]] = {
         "load": (0.00, 0.03),
         "capture": (0.03, 0.10),
-        "calibrate": (0.10, 0.45),
-        "quantize": (0.45, 0.55),
-        "export": (0.55, 0.75),
+        "calibrate": (0.10, 0.40),
+        "quantize": (0.40, 0.60),
+        "export": (0.60, 0.75),
         "verify": (0.75, 1.00),
     }
 

@@ -62,7 +62,8 @@ def _notes(target: Mapping[str, Any]) -> Iterator[str]:
         yield f"failed: {target['failure']}"
         return
     if target["reason"] is not None:
-        yield f"not executed: {target['reason']}; its INT8 layers are the planned ones"
+        planned = "; its INT8 layers are the planned ones" if target["integer_layers"] else ""
+        yield f"not executed: {target['reason']}{planned}"
     layers_of: dict[str, list[str]] = {}
     for layer, reason in target["float_layers"].items():
         layers_of.setdefault(reason, []).append(layer)

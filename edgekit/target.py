@@ -51,10 +51,15 @@ class Target(Protocol):
     Attributes:
         name: key in the registry, and the folder of its files.
         executed: whether the artifact runs on this machine, or is only simulated here.
+        why_simulated: why no runtime executes it anywhere; ``None`` where one does.
+        activation_bits: widths of activations that it is for, below which a layer cannot go. Every
+            target also takes 8 bits in single layers of a narrower scheme.
     """
 
     name: str
     executed: bool
+    why_simulated: str | None
+    activation_bits: frozenset[int]
 
     def missing(self) -> EdgekitError | None:
         """Return why the target cannot be written on this machine, or ``None``."""

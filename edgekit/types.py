@@ -44,6 +44,15 @@ class Effort(str, enum.Enum):
     BEST = "best"
 
 
+class Rounding(str, enum.Enum):
+    """How weights of less than 8 bits are rounded."""
+
+    AUTO = "auto"
+    NEAREST = "nearest"
+    GPTQ = "gptq"
+    LEARNED = "learned"
+
+
 @dataclass(frozen=True, slots=True)
 class InputSpec:
     """One network input.
@@ -229,6 +238,11 @@ class QuantScheme:
     weight_bits: int
     activation_bits: int
 
+    @property
+    def weight_only(self) -> bool:
+        """Whether activations stay float and only weights are stored as integers."""
+        return self.activation_bits == FLOAT_BITS
+
 
 @dataclass(frozen=True, slots=True)
 class LayerBits:
@@ -255,6 +269,8 @@ SCHEMES: Mapping[str, QuantScheme] = {
     "w8a8": QuantScheme("w8a8", 8, 8),
     "w4a8": QuantScheme("w4a8", 4, 8),
     "w4a4": QuantScheme("w4a4", 4, 4),
+    "w4a16": QuantScheme("w4a16", 4, FLOAT_BITS),
+    "w8a16": QuantScheme("w8a16", 8, FLOAT_BITS),
 }
 
 

@@ -36,6 +36,7 @@ the logits' root mean square: 3.5 standard deviations of the error of an artifac
 Below it the last bit of a float sum may decide, and a flip says nothing about the artifact."""
 CANDIDATES = 64
 KEPT = 32
+_SIMULATED = "its ONNX file was run in ONNX Runtime with Q/DQ as arithmetic"
 _TIMEOUT_S = 600.0
 _BATCH = 32
 
@@ -70,7 +71,8 @@ class TargetVerification:
         sqnr_db: SQNR against the float network.
         layers: executed precision of every weighted layer, as the runtime tells it.
         float_layers: weighted layers that did not run on integers, with the reason.
-        integer_layers: number that did.
+        stored_layers: those of them whose weights are integers in the file, as planned.
+        integer_layers: number that did; none where no runtime executes the artifact.
         weighted_layers: number in all.
         versions: version of the runtime.
     """
@@ -86,6 +88,7 @@ class TargetVerification:
     sqnr_db: float | None = None
     layers: tuple[ExecutedLayer, ...] = ()
     float_layers: Mapping[str, str] = field(default_factory=dict)
+    stored_layers: Mapping[str, str] = field(default_factory=dict)
     integer_layers: int = 0
     weighted_layers: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -104,6 +107,7 @@ class TargetVerification:
             "integer_layers": self.integer_layers,
             "weighted_layers": self.weighted_layers,
             "float_layers": dict(self.float_layers),
+            "stored_layers": dict(self.stored_layers),
             "layers": [
                 {"name": layer.name, "op": layer.op, "precision": layer.precision}
                 for layer in self.layers
@@ -159,6 +163,7 @@ def verify(
     directory: Path,
     *,
     executed: Mapping[str, bool],
+    why_simulated: Mapping[str, str] | None = None,
     inputs: VerificationInputs,
     threads: int,
     on_target: Callable[[str], None] = lambda _target: None,
@@ -170,6 +175,8 @@ def verify(
         lowered: the decisions behind each target's artifact.
         directory: what the artifacts' paths are relative to.
         executed: whether each target runs here, or its ONNX file is simulated.
+        why_simulated: the reason of each target that no runtime executes: its layers are none on
+            integers, and not merely unproven.
         inputs: what to feed.
         threads: threads of each runtime.
         on_target: called with the name of each target when it begins.
@@ -199,6 +206,7 @@ def verify(
                         artifact,
                         lowered[artifact.target],
                         executed[artifact.target],
+                        (why_simulated or {}).get(artifact.target),
                         expected,
                         inputs,
                         run.result(),
@@ -225,6 +233,7 @@ def _compare(
     artifact: Artifact,
     lowered: LoweredModel,
     executed: bool,
+    why_simulated: str | None,
     expected: tuple[np.ndarray, ...],
     inputs: VerificationInputs,
     run: WorkerResult,
@@ -239,13 +248,14 @@ def _compare(
     fidelity = min(sqnr_db(e, g) for e, g in zip(expected, got, strict=True))
     judged = model.task in (Task.CLASSIFICATION, Task.EMBEDDING) and match is not None
     passed = fidelity >= MIN_SQNR_DB and (not judged or (match or 0.0) >= MIN_MATCH)
-    reason = None if executed else "its ONNX file was run in ONNX Runtime with Q/DQ as arithmetic"
+    reason = None if executed else why_simulated or _SIMULATED
     if not passed:
         reason = (
             f"differs from its simulation: agreement {_percent(match)} (at least {MIN_MATCH:g} %), "
             f"SQNR {fidelity:.1f} dB (at least {MIN_SQNR_DB:g})"
         )
-    weighted = weighted_layers(lowered.sited)
+    weighted = weighted_layers(lowered.sited, lowered.placement.float_layers)
+    stored = lowered.placement.stored
     float_layers = _float_layers(lowered, weighted, run.executed if executed else None)
     return TargetVerification(
         target=target,
@@ -259,7 +269,8 @@ def _compare(
         sqnr_db=min(sqnr_db(r, g) for r, g in zip(inputs.reference, got, strict=True)),
         layers=run.executed,
         float_layers=float_layers,
-        integer_layers=len(weighted) - len(float_layers),
+        stored_layers={n: stored[node].precision for n, node in weighted.items() if node in stored},
+        integer_layers=0 if why_simulated is not None else len(weighted) - len(float_layers),
         weighted_layers=len(weighted),
         versions=run.versions,
     )
@@ -336,16 +347,19 @@ def _float_layers(
     reasons = {name: planned[node] for name, node in weighted.items() if node in planned}
     if layers is None:
         return reasons
-    integer = {layer.name for layer in layers if layer.precision == "int8"}
     outputs = {spec.name for spec in lowered.sited.model.outputs}
-    for name in weighted:
-        if name in integer or name in reasons:
-            continue
+    for name, node in weighted.items():
         # OpenVINO calls the operator that produces a network output after that output.
-        if _produces_output(lowered, weighted[name]) & outputs & integer:
+        names = {name} | (_produces_output(lowered, node) & outputs)
+        ran = [layer.precision for layer in layers if layer.name in names] or ["unknown"]
+        stored = lowered.placement.stored.get(node)
+        if stored is not None and stored.packed and not any(map(stored.keeps, ran)):
+            planned_as = stored.precision
+        elif name not in reasons and "int8" not in ran:
+            planned_as = "INT8"
+        else:
             continue
-        ran = next((layer.precision for layer in layers if layer.name == name), "unknown")
-        reasons[name] = f"planned for INT8, but the runtime ran it in {ran}"
+        reasons[name] = f"planned for {planned_as}, but the runtime ran it in {ran[0]}"
     return reasons
 
 

@@ -55,7 +55,10 @@ def _operands(node: ir.Node) -> list[ir.Node]:
 
 
 def _reads_codes(node: ir.Node) -> bool:
-    return bool(_operands(node))
+    """Whether a quantizer stands before it; weights alone as integers make no integer kernel."""
+    source = node.inputs[0]
+    producer = None if source is None else source.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _epilogue(node: ir.Node) -> set[ir.Node] | None:

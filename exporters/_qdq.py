@@ -20,6 +20,14 @@ from edgekit.lowering import LoweredModel
 from edgekit.quant.affine import QParams, WeightCodes
 from edgekit.sites import SitedModel, layer_names
 from edgekit.template import DOMAIN, SITE_OP
+from edgekit.types import TensorScheme
+
+from ._packing import packs
+from ._weight_only import dequantized
+
+_NIBBLE = 4  # bits
+_NIBBLE_OPSET = 21  # the first whose operators take 4-bit types, and blocks
+_NIBBLE_TYPES = (ir.DataType.INT4, ir.DataType.UINT4)
 
 
 @dataclass
@@ -40,7 +48,7 @@ def realize(template: ir.Model, lowered: LoweredModel) -> ir.Model:
     Every site placeholder of the template becomes what ``lowered`` decided: a quantizer pair, an
     integer initializer with its DequantizeLinear, a corrected bias, or nothing. Absorbed clamps
     are removed, zero padding is fused into convolutions, and weighted layers carry their module
-    path as node name.
+    path as node name. The opset is the template's, or 21 where the graph holds 4-bit types.
     """
     return _rewrite(template, lowered.sited, lowered)
 
@@ -67,10 +75,31 @@ def _rewrite(template: ir.Model, sited: SitedModel, lowered: LoweredModel | None
     RewriteRuleSet([normalize_pad_format_conv_rule, fuse_pad_into_conv_rule]).apply_to_model(model)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
+    if _needs_opset_21(model.graph):
+        model.opset_imports[""] = _NIBBLE_OPSET  # only adds types to the operators in use here
     model.graph.sort()
     for node in model.graph:
         node.metadata_props.clear()
     return model
+
+
+def widening_casts(model: ir.Model) -> list[str]:
+    """Return the names of the casts from INT4 codes to INT8 in a graph of :func:`realize`."""
+    return [
+        str(node.name)
+        for node in model.graph
+        if node.op_type == "Cast" and _is_int4(node.inputs[0])
+    ]
+
+
+def _is_int4(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.INT4
+
+
+def _needs_opset_21(graph: ir.Graph) -> bool:
+    values = [*graph.initializers.values(), *(node.outputs[0] for node in graph)]
+    narrow = any(value.dtype in _NIBBLE_TYPES for value in values)
+    return narrow or any("block_size" in node.attributes for node in graph)
 
 
 def _name_layer(site: ir.Node, name: str) -> None:
@@ -86,7 +115,7 @@ def _name_layer(site: ir.Node, name: str) -> None:
 def _replace_site(writer: _Writer, node: ir.Node) -> None:
     source, output = node.inputs[0], node.outputs[0]
     assert source is not None
-    index = node.attributes["index"].as_int()
+    index = _index(node)
     lowered = writer.lowered
     if lowered is None:
         replacement = source
@@ -100,6 +129,10 @@ def _replace_site(writer: _Writer, node: ir.Node) -> None:
         replacement = source
     _replace(writer.graph, output, replacement)
     writer.graph.remove(node, safe=True)
+
+
+def _index(site: ir.Node) -> int:
+    return site.attributes["index"].as_int()
 
 
 def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
@@ -139,29 +172,62 @@ def _quantizer(writer: _Writer, site: ir.Node, source: ir.Value, qparams: QParam
     key = (source.name, qparams)
     if key in writer.pairs:
         return writer.pairs[key]
-    dtype = np.dtype(np.int8 if qparams.scheme.signed else np.uint8)
-    stored = ir.TensorType(ir.DataType.from_numpy(dtype))
     name = f"{source.name}.q{len([k for k in writer.pairs if k[0] == source.name]) or ''}"
+    stored = _code_type(qparams.scheme)
+    if qparams.scheme.bits < stored.bitwidth:
+        source = _clip(writer, site, source, qparams, name)
     scale = _initializer(writer.graph, f"{name}.scale", np.array(qparams.scale, np.float32))
-    zero = _initializer(writer.graph, f"{name}.zero_point", np.array(qparams.zero_point, dtype))
+    zero_point = np.array(qparams.zero_point, stored.numpy())
+    zero = _initializer(writer.graph, f"{name}.zero_point", zero_point)
     quantize = ir.node("QuantizeLinear", [source, scale, zero], name=f"{name}.quantize")
     dequantize = ir.node(
         "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}.dequantize"
     )
     quantize.outputs[0].name, dequantize.outputs[0].name = f"{name}.codes", f"{name}.values"
-    quantize.outputs[0].type, quantize.outputs[0].shape = stored, source.shape
+    quantize.outputs[0].type, quantize.outputs[0].shape = ir.TensorType(stored), source.shape
     dequantize.outputs[0].type, dequantize.outputs[0].shape = source.type, source.shape
     writer.graph.insert_before(site, [quantize, dequantize])
     writer.pairs[key] = dequantize.outputs[0]
     return dequantize.outputs[0]
 
 
+def _code_type(scheme: TensorScheme) -> ir.DataType:
+    """Return the narrowest ONNX type that holds the codes of a grid."""
+    if scheme.bits <= _NIBBLE:
+        return ir.DataType.INT4 if scheme.signed else ir.DataType.UINT4
+    return ir.DataType.INT8 if scheme.signed else ir.DataType.UINT8
+
+
+def _clip(
+    writer: _Writer, site: ir.Node, source: ir.Value, qparams: QParams, name: str
+) -> ir.Value:
+    """Saturate where a grid ends that is narrower than the type of its codes."""
+    low = _initializer(writer.graph, f"{name}.minimum", np.array(qparams.minimum, np.float32))
+    high = _initializer(writer.graph, f"{name}.maximum", np.array(qparams.maximum, np.float32))
+    node = ir.node("Clip", [source, low, high], name=f"{name}.clip")
+    output = node.outputs[0]
+    output.name, output.type, output.shape = f"{name}.clipped", source.type, source.shape
+    writer.graph.insert_before(site, node)
+    return output
+
+
 def _weight(writer: _Writer, site: ir.Node, source: ir.Value, codes: WeightCodes) -> ir.Value:
     array, axis = codes.codes.numpy(), codes.axis
     transpose = _only_transpose(site.outputs[0])
+    stored = None if writer.lowered is None else writer.lowered.stored_layer(_index(site))
+    if writer.lowered is not None and stored is not None:
+        if writer.lowered.profile.weight_only.keeps_layout:
+            transpose = None
+        order = None if transpose is None else transpose.attributes["perm"].as_ints()
+        value = dequantized(writer.graph, site, source, codes, stored.bits, order)
+        if transpose is not None:
+            transpose.outputs[0].replace_all_uses_with(value)
+        return value
     if transpose is not None:  # MatMul reads [K, N]: transpose codes, not values at run time
         order = transpose.attributes["perm"].as_ints()
         array, axis = np.ascontiguousarray(array.transpose(order)), list(order).index(axis)
+    if writer.lowered is not None and packs(writer.lowered, codes):
+        array = array.astype(ir.DataType.INT4.numpy())
     value = _constant(writer, site, source, array, codes.scale.numpy(), axis)
     if transpose is not None:
         transpose.outputs[0].replace_all_uses_with(value)
@@ -178,24 +244,36 @@ def _constant(
 ) -> ir.Value:
     """An integer initializer with its DequantizeLinear; one for all sites that decided alike.
 
-    A parameter that several layers share may have other codes in each of them.
+    A parameter that several layers share may have other codes in each of them. INT4 codes pass a
+    Cast, which runtimes carry out when they load the file: their kernels then read INT8 constants.
     """
     name = str(source.name)
     known = writer.constants.setdefault(name, [])
-    for other, other_scale, dequantized in known:
+    for other, other_scale, values in known:
         if np.array_equal(codes, other) and np.array_equal(scale, other_scale):
-            return dequantized
+            return values
     name += f"_{len(known)}" if known else ""
     value = _initializer(writer.graph, f"{name}.codes", codes)
-    scales = _initializer(writer.graph, f"{name}.scale", scale)
-    zeros = _initializer(writer.graph, f"{name}.zero_point", np.zeros(scale.shape, codes.dtype))
-    node = ir.node(
-        "DequantizeLinear", [value, scales, zeros], {"axis": axis}, name=f"{name}.dequantize"
-    )
+    if _is_int4(value):
+        value = _widened(writer, site, value, name)
+    inputs = [value, _initializer(writer.graph, f"{name}.scale", scale)]
+    if value.dtype == ir.DataType.INT8:  # ONNX Runtime fuses Gemm only where they are explicit
+        zeros = np.zeros(scale.shape, np.int8)
+        inputs.append(_initializer(writer.graph, f"{name}.zero_point", zeros))
+    node = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}.dequantize")
     output = node.outputs[0]
     output.name, output.type, output.shape = f"{name}.values", source.type, ir.Shape(codes.shape)
     writer.graph.insert_before(site, node)
     known.append((codes, scale, output))
+    return output
+
+
+def _widened(writer: _Writer, site: ir.Node, codes: ir.Value, name: str) -> ir.Value:
+    cast = ir.node("Cast", [codes], {"to": ir.DataType.INT8}, name=f"{name}.widen")
+    output = cast.outputs[0]
+    output.name, output.shape = f"{name}.wide_codes", codes.shape
+    output.type = ir.TensorType(ir.DataType.INT8)
+    writer.graph.insert_before(site, cast)
     return output
 
 

@@ -17,7 +17,7 @@ HEADING = "Layers:"
 
 _LAYER = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], "
-    r"(?:Constants|Outputs): ",
+    r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: ",
     re.MULTILINE,
 )
 _ONNX_NAME = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
@@ -28,6 +28,8 @@ _PRECISIONS = (
     ("bfloat16", re.compile(r"bf(loat)?16", re.IGNORECASE)),
     ("float32", re.compile(r"float|fp32", re.IGNORECASE)),
 )
+_FLOATS = ("float16", "bfloat16", "float32")
+_STORED = re.compile(r"Data[Tt]ype: (?:[^,}]* )?Int([48])\b")  # constants of unpacking kernels
 # Layers that prepare or finish the work of a convolution or matrix product and carry its ONNX
 # name too: generated elementwise kernels (kgen), copies into another memory format, constants.
 _AUXILIARY = frozenset({"kgen", "Reformat", "NoOp", "PointWise", "PointWiseV2", "Constant"})
@@ -56,7 +58,8 @@ def executed_layers(description: str, weighted: Mapping[str, str]) -> tuple[Exec
 
     Returns:
         One entry for each item of ``weighted`` in the same order. The precision is that of the
-        kernel's first input, or ``"unknown"`` where the description does not name the node.
+        kernel's first input, with that of its weights where these alone are integers, or
+        ``"unknown"`` where the description does not name the node.
     """
     layers = _parse(description)
     return tuple(ExecutedLayer(name, op, _precision(layers, name)) for name, op in weighted.items())
@@ -78,7 +81,11 @@ def _parse(description: str) -> list[_EngineLayer]:
         if match is None:
             continue
         names = _ONNX_NAME.findall(line) or match["name"].split(" + ")
-        layers.append(_EngineLayer(match["kind"], frozenset(names), _first_type(match["inputs"])))
+        precision = _first_type(match["inputs"])
+        stored = _STORED.search(match["constants"] or "")
+        if stored is not None and precision in _FLOATS:
+            precision = f"int{stored.group(1)} weights, {precision} math"
+        layers.append(_EngineLayer(match["kind"], frozenset(names), precision))
     return layers
 
 

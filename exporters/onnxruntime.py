@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes.common import DeduplicateInitializersPass
 
 from edgekit.errors import EdgekitError, MissingDependencyError, require
 from edgekit.graph import OpKind
@@ -13,9 +14,12 @@ from edgekit.lowering import LoweredModel, LoweringProfile
 from edgekit.quant.saturation import Pairing
 from edgekit.sites import SitedModel
 from edgekit.target import Exported
-from edgekit.types import Artifact, Cpu, TensorScheme
+from edgekit.types import FLOAT_BITS, Artifact, Cpu, TensorScheme
+from edgekit.weight_only import StoredWeights, WeightOnlyRules
 
+from ._packing import narrow_notes
 from ._qdq import realize
+from ._weight_only import use_packed_operators
 
 _INTEGER = frozenset(
     {
@@ -32,11 +36,30 @@ _INTEGER = frozenset(
 )
 
 
+_UNPACKED = "stays float32: ONNX Runtime would unpack integer weights of convolutions at every call"
+_WEIGHT_ONLY = WeightOnlyRules(
+    {
+        (OpKind.LINEAR, 4): StoredWeights(),
+        (OpKind.LINEAR, 8): StoredWeights(
+            remark="slower than float32, because ONNX Runtime unpacks 8-bit weights at every call"
+        ),
+        (OpKind.EMBEDDING, 4): StoredWeights(),
+        (OpKind.EMBEDDING, 8): StoredWeights(),
+    },
+    {OpKind.CONV: _UNPACKED, OpKind.CONV_TRANSPOSE: _UNPACKED},
+)
+
+
+_MOST_CHANNELS = 1 << 16
+
+
 class OnnxRuntimeTarget:
     """Writes ``onnxruntime/model.onnx``."""
 
     name = "onnxruntime"
     executed = True
+    why_simulated = None
+    activation_bits = frozenset({8, FLOAT_BITS})
 
     def missing(self) -> EdgekitError | None:
         """Return the import error of the runtime, if any."""
@@ -66,6 +89,7 @@ class OnnxRuntimeTarget:
             fused_sum=False,
             pairing=Pairing.FLAT if cpu is Cpu.AVX2 else Pairing.NONE,
             integer_bias=True,
+            packs_int4=True,
             float_reasons={
                 OpKind.RECURRENT: "ONNX Runtime runs recurrent layers in float32: its one integer "
                 "kernel for them quantizes anew at every call",
@@ -73,6 +97,7 @@ class OnnxRuntimeTarget:
                 "convolutions: they compute in float32, from INT8 weights",
                 OpKind.EMBEDDING_BAG: "ONNX Runtime sums up its rows in float32, in a loop",
             },
+            weight_only=_WEIGHT_ONLY,
         )
 
     def unsupported(self, sited: SitedModel) -> Mapping[str, str]:
@@ -84,6 +109,10 @@ class OnnxRuntimeTarget:
         """Write the QDQ graph; ``InferenceSession`` needs no option to run it on integers."""
         path = directory / self.name / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
-        ir.save(realize(template, lowered), path)
+        graph = realize(template, lowered)
+        use_packed_operators(graph, lowered)
+        # Zero points of as many channels are alike, and next to 4-bit codes they would count.
+        DeduplicateInitializersPass(size_limit=_MOST_CHANNELS)(graph)
+        ir.save(graph, path)
         name = f"{self.name}/model.onnx"
-        return Exported(Artifact(self.name, name, (name,)))
+        return Exported(Artifact(self.name, name, (name,), narrow_notes(lowered)))

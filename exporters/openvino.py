@@ -17,11 +17,15 @@ from edgekit.quant.saturation import Pairing
 from edgekit.runners.openvino_import import import_openvino, without_reports
 from edgekit.sites import SitedModel
 from edgekit.target import Exported
-from edgekit.types import Artifact, Cpu, TensorScheme
+from edgekit.types import FLOAT_BITS, Artifact, Cpu, TensorScheme
+from edgekit.weight_only import StoredWeights, WeightOnlyRules
 
 from ._bags import refuse_bags
+from ._i4_constants import pack_constants
 from ._maxima import write_maxima_as_top
-from ._qdq import realize
+from ._packing import narrow_notes
+from ._qdq import realize, widening_casts
+from ._weight_only import KEPT_FLOAT, keep_activations_float
 
 _INTEGER = frozenset(
     {
@@ -37,11 +41,35 @@ _INTEGER = frozenset(
 )
 
 
+_UNPACKED = StoredWeights(
+    packed=False, remark="OpenVINO unpacks those of convolutions when it loads the file"
+)
+_STORED = {
+    OpKind.LINEAR: StoredWeights(),
+    OpKind.EMBEDDING: StoredWeights(),
+    OpKind.CONV: _UNPACKED,
+    OpKind.CONV_TRANSPOSE: _UNPACKED,
+}
+_ODD = StoredWeights(
+    odd_inputs="4-bit codes in INT8, because OpenVINO 2026.4 multiplies wrongly by INT4 rows of "
+    "odd length"
+)
+_WEIGHT_ONLY = WeightOnlyRules(
+    {
+        **{(kind, bits): rule for kind, rule in _STORED.items() for bits in (4, 8)},
+        (OpKind.LINEAR, 4): _ODD,
+    },
+    keeps_layout=True,  # its kernels read weights row by row, and would transpose them first
+)
+
+
 class OpenVinoTarget:
     """Writes ``openvino/model.xml`` and ``openvino/model.bin``."""
 
     name = "openvino"
     executed = True
+    why_simulated = None
+    activation_bits = frozenset({8, FLOAT_BITS})
 
     def missing(self) -> EdgekitError | None:
         """Return the import error of the runtime, if any."""
@@ -68,10 +96,12 @@ class OpenVinoTarget:
             absorb_clamps=True,
             fused_sum=True,
             pairing=Pairing.CHANNELS if cpu is Cpu.AVX2 else Pairing.NONE,
+            packs_int4=True,
             float_reasons={
                 OpKind.RECURRENT: "OpenVINO's CPU plugin runs recurrent layers in float",
                 OpKind.EMBEDDING_BAG: "OpenVINO sums up its rows in float",
             },
+            weight_only=_WEIGHT_ONLY,
         )
 
     def unsupported(self, sited: SitedModel) -> Mapping[str, str]:
@@ -84,7 +114,7 @@ class OpenVinoTarget:
         }
 
     def export(self, template: ir.Model, lowered: LoweredModel, directory: Path) -> Exported:
-        """Convert the QDQ graph and save it; weights stay INT8 constants on disk.
+        """Convert the QDQ graph and save it; weights stay INT8 or INT4 constants on disk.
 
         Raises:
             ExportError: OpenVINO's converter rejects the graph.
@@ -107,11 +137,16 @@ class OpenVinoTarget:
                     f"OpenVINO rejects the graph: {str(error).strip().splitlines()[0]}",
                     "leave the target out with --targets, and report the network to edgekit",
                 ) from error
+            pack_constants(converted, widening_casts(graph))
+            packed = any(layer.packed for layer in lowered.placement.stored.values())
+            if packed:
+                keep_activations_float(converted)
             _number_nodes(converted, {node.name for node in graph.graph})
             _forget_inner_names(converted)
             openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
         files = (f"{self.name}/model.xml", f"{self.name}/model.bin")
-        return Exported(Artifact(self.name, files[0], files))
+        notes = (*narrow_notes(lowered), *([KEPT_FLOAT] if packed else []))
+        return Exported(Artifact(self.name, files[0], files, notes))
 
 
 def _number_nodes(model: Any, ours: set[str | None]) -> None:

@@ -14,11 +14,13 @@ from edgekit.graph import OpKind, argument, constant, op_kind
 from edgekit.lowering import LoweredModel, LoweringProfile
 from edgekit.quant.saturation import Pairing
 from edgekit.sites import SITE, SitedModel
-from edgekit.types import Artifact, Cpu, InputSpec, TensorScheme
+from edgekit.types import FLOAT_BITS, Artifact, Cpu, InputSpec, TensorScheme
+from edgekit.weight_only import StoredWeights, WeightOnlyRules
 
 from ._bags import refuse_bags
 from ._float16 import to_float16
 from ._islands import float32_islands
+from ._packing import narrow_notes
 from ._qdq import realize
 from ._tensorrt_builder import (
     JETSON_NOTE,
@@ -33,11 +35,28 @@ _INTEGER = frozenset({OpKind.CONV, OpKind.CONV_TRANSPOSE, OpKind.LINEAR, OpKind.
 _GROUP_MULTIPLE = 4  # channels for each group of an INT8 grouped convolution (targets.md, 1.1)
 
 
+_NO_CONVOLUTION = "stays float16: TensorRT unpacks integer weights in matrix products only"
+_WEIGHT_ONLY = WeightOnlyRules(
+    {
+        (OpKind.LINEAR, 4): StoredWeights(per_channel=False),
+        (OpKind.LINEAR, 8): StoredWeights(),
+    },
+    {
+        OpKind.CONV: _NO_CONVOLUTION,
+        OpKind.CONV_TRANSPOSE: _NO_CONVOLUTION,
+        OpKind.EMBEDDING: "stays float16: TensorRT looks up rows in float tables only",
+    },
+    math="float16",
+)
+
+
 class TensorRtTarget:
     """Writes ``tensorrt/model.onnx`` and, where a builder is installed, engines beside it."""
 
     name = "tensorrt"
     executed = False
+    why_simulated = None
+    activation_bits = frozenset({8, FLOAT_BITS})
 
     def missing(self) -> EdgekitError | None:
         """The ONNX file needs nothing but edgekit; engines are built where a builder is."""
@@ -65,6 +84,7 @@ class TensorRtTarget:
                 OpKind.RECURRENT: "TensorRT runs recurrent layers as loops of FP16 products",
                 OpKind.EMBEDDING_BAG: "TensorRT sums up its rows in float",
             },
+            weight_only=_WEIGHT_ONLY,
         )
 
     def unsupported(self, sited: SitedModel) -> Mapping[str, str]:
@@ -90,7 +110,7 @@ class TensorRtTarget:
         inputs = lowered.sited.model.inputs
         builder = find_builder()
         build = None if builder is None else start_build(builder, path, path.parent, inputs)
-        return EngineExport(directory, path, inputs, build)
+        return EngineExport(directory, path, inputs, build, narrow_notes(lowered))
 
 
 @dataclass(frozen=True)
@@ -101,6 +121,7 @@ class EngineExport:
     path: Path
     inputs: tuple[InputSpec, ...]
     build: EngineBuild | None
+    notes: tuple[str, ...] = ()
 
     def wait(self) -> Artifact:
         """Return the ONNX file and the engines.
@@ -113,14 +134,14 @@ class EngineExport:
             local = Path(self.path.name)
             command = build_command(local, self.inputs)
             note = f"no TensorRT builder here; build on the device with: {command}"
-            return Artifact("tensorrt", model, (model,), (note,))
+            return Artifact("tensorrt", model, (model,), (*self.notes, note))
         report = self.build.wait()
         engines = tuple(
             engine.path.relative_to(self.directory.resolve()).as_posix()
             for engine in report.engines
         )
         rtx = any(".rtx." in engine for engine in engines)
-        notes = [f"engines built by {report.engines[0].builder}", PORTABILITY_NOTE]
+        notes = [*self.notes, f"engines built by {report.engines[0].builder}", PORTABILITY_NOTE]
         notes += [JETSON_NOTE] if rtx else []
         notes += [f"warning: {text}" for text in report.quantization_warnings]
         return Artifact("tensorrt", model, (model, *engines), tuple(notes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # some tests run where torch cannot be imported
     from torch import nn
 
     from edgekit.quantized import QuantizedModel
-    from edgekit.types import InputSpec
+    from edgekit.types import InputSpec, LayerBits
 
 ROOT = Path(__file__).resolve().parent.parent
 # Import package -> its folder, relative to the repository; folders below belong to it.
@@ -103,11 +103,15 @@ def quantize_module() -> Callable[..., QuantizedModel]:
     """Take a module through capture, calibration, folding and quantization, without equalization.
 
     Arguments: the module and its input specifications, or the shapes of its float inputs without
-    the batch; ``samples`` for the calibration.
+    the batch; ``samples`` for the calibration; scheme and widths of single layers by name.
     """
 
     def build(
-        module: nn.Module, *inputs: InputSpec | tuple[int, ...], samples: int = 32
+        module: nn.Module,
+        *inputs: InputSpec | tuple[int, ...],
+        samples: int = 32,
+        scheme: str = "w8a8",
+        bits: Mapping[str, LayerBits] | None = None,
     ) -> QuantizedModel:
         from edgekit.allocation import allocate
         from edgekit.calibration.renorm import Renorm
@@ -124,7 +128,7 @@ def quantize_module() -> Callable[..., QuantizedModel]:
         captured = capture(module, specs)
         statistics = Renorm(samples=samples, batch=16).observe(captured)
         folded, statistics = fold_batchnorm(captured, statistics)
-        bits = allocate(folded.graph.graph, SCHEMES["w8a8"])
-        return quantize_model(insert_sites(folded), statistics, SCHEMES["w8a8"], bits, {})
+        widths = allocate(folded.graph.graph, SCHEMES[scheme], chosen=bits)
+        return quantize_model(insert_sites(folded), statistics, SCHEMES[scheme], widths, {})
 
     return build

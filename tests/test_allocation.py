@@ -79,3 +79,41 @@ def test_widths_outside_the_grids_are_refused() -> None:
     with pytest.raises(ConfigError, match="bit widths 1 and 8"):
         LayerBits(1, 8)
     assert LayerBits(4, 16).widest(LayerBits(8, 4)) == LayerBits(8, 16)
+
+
+class Words(nn.Module):
+    """An embedding before linear layers, and a convolution between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.inner = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.conv, self.head = nn.Conv1d(8, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.inner(torch.relu(self.first(self.table(ids))))
+        return self.head(self.conv(x.transpose(1, 2)).mean(2))
+
+
+@pytest.fixture(scope="module")
+def words() -> CapturedModel:
+    return capture(Words(), [InputSpec("ids", (1, 4), "int64")])
+
+
+def test_weight_only_schemes_narrow_tables_and_linear_layers(words: CapturedModel) -> None:
+    """The table stands before the first linear layer, which is therefore no end."""
+    bits = allocate(words.graph.graph, SCHEMES["w4a16"])
+    narrow, wide = LayerBits(4, 16), LayerBits(8, 16)
+    assert bits == {
+        "table": narrow, "first": narrow, "inner": narrow, "conv": wide, "head": wide,
+    }  # fmt: skip
+    assert set(allocate(words.graph.graph, SCHEMES["w8a16"]).values()) == {wide}
+    assert allocate(words.graph.graph, SCHEMES["w4a16"], end_bits=4)["head"] == narrow
+
+
+def test_a_table_is_left_alone_unless_it_is_chosen(words: CapturedModel) -> None:
+    assert "table" not in allocate(words.graph.graph, SCHEMES["w8a8"])
+    chosen = {"table": LayerBits(4, 16)}
+    assert allocate(words.graph.graph, SCHEMES["w8a8"], chosen=chosen)["table"] == chosen["table"]
+    with pytest.raises(ConfigError, match="'table': an embedding reads no activations") as error:
+        allocate(words.graph.graph, SCHEMES["w8a8"], chosen={"table": LayerBits(4, 8)})
+    assert "16" in error.value.hint

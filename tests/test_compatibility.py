@@ -23,7 +23,7 @@ from edgekit import pipeline  # noqa: E402
 from edgekit.errors import EdgekitError  # noqa: E402
 from edgekit.exporters import tensorrt  # noqa: E402
 from edgekit.fidelity import sqnr_db  # noqa: E402
-from edgekit.registry import TARGETS, resolve  # noqa: E402
+from edgekit.registry import RUNNERS, TARGETS, resolve  # noqa: E402
 from edgekit.runners import child, open_model  # noqa: E402
 from edgekit.types import Effort  # noqa: E402
 
@@ -82,7 +82,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@pytest.fixture(params=TARGETS)
+@pytest.fixture(params=RUNNERS)
 def target(
     request: pytest.FixtureRequest, case: Case, result: tuple[Path, Mapping[str, Any]]
 ) -> tuple[str, Mapping[str, Any]]:

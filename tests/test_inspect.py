@@ -21,7 +21,7 @@ from edgekit.inspect_model import ModelInspection, inspect_model  # noqa: E402
 from edgekit.inspect_result import ResultInspection, inspect_result  # noqa: E402
 from edgekit.options import InputOption, parse_preprocessing  # noqa: E402
 from edgekit.pipeline import quantize  # noqa: E402
-from edgekit.registry import TARGETS  # noqa: E402
+from edgekit.registry import RUNNERS  # noqa: E402
 from edgekit.types import Cpu, Effort, Task  # noqa: E402
 
 NETWORK = """
@@ -140,7 +140,7 @@ def test_float_layers_have_a_reason(seen: ModelInspection) -> None:
     assert "multiples of 4" in grouped.targets["tensorrt"]
     assert grouped.targets["openvino"] == "int8"
     for layer in seen.layers:
-        assert list(layer.targets) == list(TARGETS)
+        assert list(layer.targets) == list(RUNNERS)
 
 
 def test_calibration_and_its_reasons(seen: ModelInspection) -> None:

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import edgekit
-from edgekit.artifacts import usable_targets
 from edgekit.errors import (
     CalibrationError,
     CaptureError,
@@ -32,10 +31,11 @@ from edgekit.manifest import read_manifest, verify_files
 from edgekit.options import InputOption
 from edgekit.pipeline import raise_for_failures
 from edgekit.recipe import Recipe, read_recipe
-from edgekit.registry import TARGETS
+from edgekit.registry import RUNNERS
 from edgekit.report import Report
 from edgekit.runners import open_artifact
-from edgekit.types import Artifact, Effort, Preprocessing, Task
+from edgekit.target_choice import usable_targets
+from edgekit.types import Artifact, Effort, LayerBits, Preprocessing, Task
 
 onnx = pytest.importorskip("onnx", reason="reads the exported files")
 pytest.importorskip("onnxruntime", reason="runs the exported files")
@@ -99,7 +99,7 @@ def test_manifest_lists_and_hashes_every_file(result: tuple[Path, Report, object
     verify_files(out, manifest.all_files)
     listed = {entry.path for entry in manifest.all_files}
     assert files_of(out) - listed == {"manifest.json", "report.json"}
-    assert [entry.name for entry in manifest.targets] == list(TARGETS)
+    assert [entry.name for entry in manifest.targets] == list(RUNNERS)
     assert [spec.shape for spec in manifest.inputs] == [(1, 3, 32, 32)]
     assert [(spec.name, spec.shape) for spec in manifest.outputs] == [("output", (1, 4))]
     assert (manifest.task, manifest.scheme) == (Task.CLASSIFICATION, "w8a8")
@@ -114,7 +114,7 @@ def test_report_tells_what_ran(result: tuple[Path, Report, object]) -> None:
     document = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert document["model"]["file"] == "tiny.pt"
     assert document["recipe"] == json.loads((out / "recipe.json").read_text(encoding="utf-8"))
-    assert set(document["targets"]) == set(TARGETS)
+    assert set(document["targets"]) == set(RUNNERS)
     for name, target in document["targets"].items():
         assert target["status"] == "ok"
         assert target["match"] in (100.0, None)
@@ -295,6 +295,12 @@ def test_agreement_that_is_asked_for_and_not_reached(tiny: Path, tmp_path: Path)
         ({"targets": ["teapot"]}, ConfigError),
         ({"targets": []}, ConfigError),
         ({"scheme": "w1a1"}, ConfigError),
+        ({"scheme": "w4a4", "targets": ["onnxruntime"]}, UnsupportedError),
+        ({"scheme": "w4a8", "targets": ["simulation"]}, UnsupportedError),
+        ({"scheme": "w4a8", "end_bits": 3}, ConfigError),
+        ({"end_bits": 4}, ConfigError),
+        ({"bits": {"nowhere": LayerBits(4, 8)}}, ConfigError),
+        ({"bits": {"3": LayerBits(4, 4)}}, UnsupportedError),
         ({"calibration": "tarot"}, ConfigError),
         ({"calibration": "images"}, ConfigError),
         ({"min_agreement": 101.0}, ConfigError),
@@ -331,8 +337,10 @@ def test_network_that_overflows_is_a_calibration_error(tiny: Path, tmp_path: Pat
 
 
 def test_usable_targets() -> None:
-    assert usable_targets(None) == tuple(TARGETS)
-    assert usable_targets(["tensorrt", "onnxruntime"]) == ("tensorrt", "onnxruntime")
+    assert usable_targets(None, "w8a8") == tuple(RUNNERS)
+    assert usable_targets(["tensorrt", "onnxruntime"], "w8a8") == ("tensorrt", "onnxruntime")
+    assert usable_targets(None, "w4a8") == usable_targets(None, "w8a8")
+    assert usable_targets(None, "w4a4") == ("simulation",)
 
 
 def test_recipe_of_another_file_and_seed(
@@ -356,3 +364,13 @@ def test_export_writes_chosen_targets(
     artifacts = edgekit.export(model, tmp_path, targets=[TensorRtTarget.name, "onnxruntime"])
     assert [artifact.target for artifact in artifacts] == ["tensorrt", "onnxruntime"]
     assert files_of(tmp_path) == {path for artifact in artifacts for path in artifact.files}
+
+
+def test_export_refuses_widths_that_a_target_does_not_run(
+    quantize_module: Callable[..., Any], tmp_path: Path
+) -> None:
+    layer = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+    model = quantize_module(layer, (3, 8, 8), bits={"0": LayerBits(4, 4)})
+    with pytest.raises(UnsupportedError, match="layer '0': target 'onnxruntime' does not run"):
+        edgekit.export(model, tmp_path, targets=["onnxruntime"])
+    assert files_of(tmp_path) == set()

@@ -11,7 +11,7 @@ import pytest
 
 from edgekit.errors import ConfigError
 from edgekit.recipe import SCHEMA_VERSION, Recipe, read_recipe, write_recipe
-from edgekit.types import Cpu, Effort, InputSpec, Preprocessing, Task
+from edgekit.types import Cpu, Effort, InputSpec, LayerBits, Preprocessing, Task
 
 RECIPE = Recipe(
     model_sha256="ab" * 32,
@@ -22,7 +22,7 @@ RECIPE = Recipe(
     ),
     preprocessing=Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.5,), resize=40, crop=32, color="bgr"),
     task=Task.EMBEDDING,
-    scheme="w8a8",
+    scheme="w4a8",
     targets=("tensorrt", "onnxruntime"),
     calibration="images:größe/",
     effort=Effort.BEST,
@@ -31,8 +31,12 @@ RECIPE = Recipe(
     seed=7,
     threads=2,
     edgekit="0.1.0",
+    end_bits=6,
+    bits={"body.0": LayerBits(5, 8), "head": LayerBits(8, 16)},
 )
-SMALLEST = replace(RECIPE, model_sha256=None, arch=None, preprocessing=None, targets=())
+SMALLEST = replace(
+    RECIPE, model_sha256=None, arch=None, preprocessing=None, targets=(), end_bits=8, bits={}
+)
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, SMALLEST], ids=["all", "smallest"])
@@ -48,6 +52,7 @@ def test_document() -> None:
     assert document["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
     assert (document["task"], document["effort"], document["cpu"]) == ("embedding", "best", "arm")
     assert document["targets"] == ["tensorrt", "onnxruntime"]  # their order is the report's
+    assert (document["end_bits"], document["bits"]) == (6, {"body.0": [5, 8], "head": [8, 16]})
 
 
 def test_equal_recipes_give_equal_bytes(tmp_path: Path) -> None:
@@ -67,7 +72,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 INPUT = RECIPE.to_dict()["inputs"][0]
 BAD = {
-    "other version": (changed(schema_version=99), "schema version 99, this edgekit reads 1"),
+    "other version": (changed(schema_version=99), "schema version 99, this edgekit reads 2"),
     "no version": ({k: v for k, v in changed().items() if k != "schema_version"}, "version None"),
     "unknown key": (changed(typo=1), "unknown or missing keys: typo"),
     "missing key": (
@@ -87,6 +92,18 @@ BAD = {
     "no threads": (changed(threads=0), r"threads \(0\)"),
     "negative seed": (changed(seed=-1), r"seed \(-1\)"),
     "seed is text": (changed(seed="7"), "recipe: "),
+    "older version": (changed(schema_version=1), "schema version 1, this edgekit reads 2"),
+    "ends too narrow": (changed(end_bits=3), "end bits 3: with scheme 'w4a8' .* take 4 to 8 bits"),
+    "ends too wide": (changed(end_bits=9), "end bits 9"),
+    "ends narrower than the rest": (
+        changed(scheme="w8a8", end_bits=4),
+        "end bits 4: with scheme 'w8a8' .* take 8 bits",
+    ),
+    "ends no integer": (changed(end_bits=4.5), "recipe: 'float' object"),
+    "bits no object": (changed(bits=[4, 8]), "recipe: "),
+    "bits no pair": (changed(bits={"head": 4}), "layer 'head': 4 is not a pair"),
+    "bits of text": (changed(bits={"head": ["4", 8]}), "layer 'head': .* is not a pair"),
+    "bits off the grid": (changed(bits={"head": [1, 8]}), "layer 'head': bit widths 1 and 8"),
 }
 
 

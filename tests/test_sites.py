@@ -35,6 +35,7 @@ def test_every_float_edge_has_one_site() -> None:
     found = [(site.role.value, site.tensor, site.consumer) for site in sited.sites]
     expected = [
         ("activation", "x", "conv2d"),
+        ("weight", "table_weight", "embedding"),
         ("weight", "stem_0_weight", "conv2d"),
         ("bias", "stem_0_bias", "conv2d"),
         ("activation", "conv2d", "relu"),
@@ -52,7 +53,7 @@ def test_every_float_edge_has_one_site() -> None:
         ("activation", "add_1", "linear"),
         ("output", "linear", "output"),
     ]
-    # neither ids nor argmax are floats, and the table is no operand of a product
+    # neither ids nor argmax are floats
     assert sorted(found) == sorted(expected)
     assert [site.index for site in sited.sites] == list(range(len(found)))
 
@@ -82,7 +83,30 @@ def test_nodes_keep_their_names_and_shapes() -> None:
 def test_layers_are_named_after_their_modules() -> None:
     sited = insert_sites(network())
     names = [layer_name(sited.node(s.consumer)) for s in sited.sites if s.role is Role.WEIGHT]
-    assert names == ["stem.0", "mix", "head"]
+    assert names == ["stem.0", "mix", "table", "head"]
+
+
+def test_embeddings_count_as_layers_only_where_asked() -> None:
+    sited = insert_sites(network())
+    assert list(weighted_layers(sited)) == ["stem.0", "mix", "head"]
+    assert weighted_layers(sited, {"embedding"})["table"] == "embedding"
+
+
+def test_a_table_leaves_the_plain_name_to_the_layer_that_shares_it() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(6, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.table(ids) @ self.table.weight.T
+
+    sited = insert_sites(capture(Tied(), [InputSpec("ids", (1, 3), "int64")]))
+    names = layer_names(sited)
+    assert {sited.sites[index].consumer: name for index, name in names.items()} == {
+        "linear": "table",
+        "embedding": "table_1",
+    }
 
 
 def test_layer_with_a_weight_out_of_the_input_is_named_after_its_node() -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgekit.errors import ConfigError, LoadError
+from edgekit.errors import ConfigError, LoadError, UnsupportedError
 from edgekit.manifest import Manifest, read_manifest, verify_files
-from edgekit.registry import RUNNERS, resolve
+from edgekit.registry import RUNNERS, TARGETS, resolve
 
 FLOAT, INTEGER, FILE = "float", "int8", "file"
 
@@ -55,11 +55,13 @@ def plan_lanes(
     Raises:
         ConfigError: nothing to time, or a runtime that does not exist or cannot read a file.
         LoadError: a path does not exist, or a result directory is damaged.
+        UnsupportedError: a result holds a target that no runtime executes.
     """
     if not paths:
         raise ConfigError("nothing to time: name result directories or model files")
     for name in targets or ():
-        resolve(RUNNERS, name, "target")
+        if name not in TARGETS:
+            resolve(RUNNERS, name, "target")
     lanes: list[Lane] = []
     for path, label in zip(paths, _labels(paths), strict=True):
         if path.is_dir():
@@ -94,6 +96,11 @@ def _of_result(
     known = {**{spec.name: spec.shape for spec in manifest.inputs}, **shapes}
     lanes = []
     for entry in entries:
+        if entry.name not in RUNNERS:
+            raise UnsupportedError(
+                f"'{path}': target '{entry.name}' has no latency ({entry.reason})",
+                "time a scheme that runtimes execute, such as --scheme w4a8",
+            )
         verify_files(path, entry.files)
         integer = Lane(
             name=f"{label}{entry.name} {INTEGER}",

@@ -243,6 +243,7 @@ def _lifted(stats: TensorStatistics, lift: Tensor) -> TensorStatistics:
         channel_maximum=high,
         values=stats.values * lift[stats.channels],
         prior=prior,
+        stored=None if stats.stored is None else (stats.stored[0] * lift, stats.stored[1] * lift),
     )
 
 

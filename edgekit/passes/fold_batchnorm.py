@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import torch
 from torch import Tensor, fx
 
 from edgekit.capture import CapturedModel
@@ -35,7 +36,8 @@ def fold_batchnorm(
         _set_parameters(graph_module, layer, weight, bias)
         node.replace_all_uses_with(layer)
         if node.name in tensors:
-            tensors[layer.name] = tensors.pop(node.name)
+            stored = _output_statistics(graph_module, node)
+            tensors[layer.name] = replace(tensors.pop(node.name), stored=stored)
         graph.erase_node(node)
     graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
@@ -57,6 +59,21 @@ def _folded(graph_module: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> tupl
     new_bias = shift * factor + (0.0 if beta is None else beta.double())
     scaled = weight.double() * _per_output(factor, weight, layer)
     return scaled.to(weight.dtype), new_bias.to(weight.dtype)
+
+
+def _output_statistics(graph_module: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of each channel behind a BatchNorm: beta and |gamma|.
+
+    A channel that never varied in training has a deviation below gamma: epsilon takes its share.
+    """
+    var = constant(graph_module, norm.args[4])
+    assert var is not None
+    gamma, beta = constant(graph_module, norm.args[1]), constant(graph_module, norm.args[2])
+    eps = argument(norm, 7, "eps", 1e-5)
+    assert isinstance(eps, float)
+    deviation = (var / (var + eps)).sqrt()
+    mean = torch.zeros_like(deviation) if beta is None else beta.detach()
+    return mean, deviation if gamma is None else deviation * gamma.detach().abs()
 
 
 def _per_output(factor: Tensor, weight: Tensor, layer: fx.Node) -> Tensor:

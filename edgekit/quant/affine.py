@@ -40,16 +40,20 @@ class QParams:
 class WeightCodes:
     """Integer codes ``int8`` in the weight's own layout, and ``scale`` ``[C]`` along ``axis``.
 
-    ``bits`` is the width of the grid; the codes of a narrow one lie within it.
+    ``bits`` is the width of the grid; the codes of a narrow one lie within it. With ``block`` the
+    codes are a matrix ``[C, K]``, and ``scale`` ``[C, K / block]`` has an entry for each block.
     """
 
     codes: Tensor
     scale: Tensor
     axis: int
     bits: int = 8
+    block: int | None = None
 
     def dequantize(self) -> Tensor:
         """Return the weight that the codes stand for, float32."""
+        if self.block is not None:
+            return self.codes.float() * self.scale.repeat_interleave(self.block, 1)
         return self.codes.float() * broadcast(self.scale, self.axis, self.codes.dim())
 
 

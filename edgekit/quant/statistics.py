@@ -27,7 +27,8 @@ class TensorStatistics:
     each sampled value. ``rule`` says where the statistics come from, for the report. ``prior``
     bounds the range by what stored statistics say; ``exact`` marks a range that is known and not
     estimated. ``margin`` widens the range found, within ``minimum`` and ``maximum``: real data
-    has heavier tails than some sources.
+    has heavier tails than some sources. ``stored`` is each channel's mean and deviation on the
+    training data, ``[C]`` both, where a BatchNorm knew them.
     """
 
     minimum: float
@@ -41,6 +42,7 @@ class TensorStatistics:
     prior: tuple[float, float] | None = None
     exact: bool = False
     margin: float = 1.0
+    stored: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Statistics:
 
     ``tensors`` is keyed by node name. ``second_moments`` holds ``E[x x^T]`` of the unfolded input
     of the layers that were asked for, ``[groups, K, K]``. ``method`` and ``notes`` go to the
-    report. ``inputs`` are samples that mean something to the unaltered network, where the source
-    has such.
+    report. ``inputs`` are the samples where the source has such; ``altered`` says that they mean
+    something only to a network whose BatchNorms are in batch mode.
     """
 
     tensors: Mapping[str, TensorStatistics]
@@ -59,6 +61,7 @@ class Statistics:
     second_moments: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     inputs: SyntheticSet | None = None
+    altered: bool = False
 
 
 class TensorObserver:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from edgekit import registry
+from edgekit.errors import UnsupportedError
 from edgekit.manifest import read_manifest, verify_files
 from edgekit.runners.tensors import ArtifactRunner
 
@@ -27,11 +28,17 @@ def open_model(
 
     Raises:
         ConfigError: there is no such target.
+        UnsupportedError: no runtime executes the target's artifacts.
     """
     if simulate:
         from edgekit.runners.onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(model_path, threads=threads, disable_quant_qdq=True)
+    if target in registry.TARGETS and target not in registry.RUNNERS:
+        raise UnsupportedError(
+            f"no runtime executes artifacts of target '{target}': they are simulated",
+            "open the file with simulate=True: ONNX Runtime then computes it in float",
+        )
     factory = cast("_RunnerFactory", registry.resolve(registry.RUNNERS, target, "target"))
     return factory(model_path, threads=threads)
 
@@ -51,6 +58,7 @@ def open_artifact(result_dir: Path, target: str, *, threads: int | None = None) 
     Raises:
         LoadError: not a result directory, or a file differs from the manifest.
         ConfigError: the result holds no such target.
+        UnsupportedError: no runtime executes the target's artifacts.
     """
     manifest = read_manifest(result_dir)
     entry = manifest.target(target)

@@ -19,25 +19,37 @@ from edgekit.errors import LoadError
 # Field numbers of onnx.proto (ModelProto, GraphProto, NodeProto, TensorProto).
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
-_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_DOMAIN = 1, 2, 3, 4, 7
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE = 1, 2, 3, 4
+_NODE_ATTRIBUTE, _NODE_DOMAIN = 5, 7
+_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER = 1, 3
 _TENSOR_DIMS, _TENSOR_DATA_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 
 # Wire types of the protobuf encoding.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 # TensorProto.DataType of the types that weights are stored in.
-_TYPE_NAMES = {1: "float32", 2: "uint8", 3: "int8", 10: "float16", 11: "float64", 16: "bfloat16"}
+_TYPE_NAMES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    10: "float16",
+    11: "float64",
+    16: "bfloat16",
+    21: "uint4",
+    22: "int4",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class GraphNode:
-    """One operator: its tensors by name, empty for an absent optional input."""
+    """One operator: its tensors by name, empty for an absent optional input; its integers."""
 
     op_type: str
     domain: str
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    integers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +119,7 @@ def _graph_fields(path: Path) -> Iterator[tuple[int, memoryview]]:
 def _read_node(data: memoryview) -> GraphNode:
     inputs: list[str] = []
     outputs: list[str] = []
+    integers: dict[str, int] = {}
     text = {_NODE_NAME: "", _NODE_OP_TYPE: "", _NODE_DOMAIN: ""}
     for number, value in _fields(data):
         if isinstance(value, int):
@@ -115,11 +128,23 @@ def _read_node(data: memoryview) -> GraphNode:
             inputs.append(_text(value))
         elif number == _NODE_OUTPUT:
             outputs.append(_text(value))
+        elif number == _NODE_ATTRIBUTE:
+            integers.update(_read_integer(value))
         elif number in text:
             text[number] = _text(value)
-    return GraphNode(
-        text[_NODE_OP_TYPE], text[_NODE_DOMAIN], text[_NODE_NAME], tuple(inputs), tuple(outputs)
-    )
+    op_type, domain, name = text[_NODE_OP_TYPE], text[_NODE_DOMAIN], text[_NODE_NAME]
+    return GraphNode(op_type, domain, name, tuple(inputs), tuple(outputs), integers)
+
+
+def _read_integer(data: memoryview) -> dict[str, int]:
+    """Return an attribute that is one integer; nothing for any other."""
+    name, number = "", None
+    for key, value in _fields(data):
+        if key == _ATTRIBUTE_NAME and not isinstance(value, int):
+            name = _text(value)
+        elif key == _ATTRIBUTE_INTEGER and isinstance(value, int):
+            number = value - (1 << 64) if value >> 63 else value  # two's complement
+    return {} if number is None else {name: number}
 
 
 def _read_initializer(data: memoryview) -> tuple[str, str, tuple[int, ...], memoryview]:

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from edgekit.runners.onnx_graph import GraphNode, OnnxGraph
 from edgekit.types import ExecutedLayer
 
+# Operators on packed weights, of 4 bits unless an attribute says otherwise. They compute in float.
+PACKED_OPS = frozenset({"MatMulNBits", "GatherBlockQuantized"})
 # Weighted operators as they may stand in a model file.
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", *PACKED_OPS)
 # What ONNX Runtime's optimizer may turn them into: integer kernels, and float kernels.
 INTEGER_OPS = frozenset(
     {
@@ -31,7 +33,6 @@ FLOAT_OPS = frozenset(
         "FusedGemm",
         "FusedMatMul",
         "GemmFloat8",
-        "MatMulNBits",
     }
 )
 _FLOAT_TYPES = ("float32", "float16", "float64", "bfloat16")
@@ -100,7 +101,10 @@ class _Origin:
             producer = self._producer.get(tensor)
             quantized = producer is not None and producer.op_type == "DequantizeLinear"
             constant = producer.inputs[0] if producer is not None and quantized else tensor
-            if constant in graph.initializers:
+            cast = self._producer.get(constant)
+            widened = cast is not None and cast.op_type == "Cast" and cast.inputs[0]
+            # The optimizer carries a cast of 4-bit codes out and keeps its result's name.
+            if (widened or constant) in graph.initializers:
                 yield constant
 
     def _behind(self, tensor: str) -> Iterator[str]:
@@ -128,6 +132,8 @@ def _label(node: GraphNode) -> str:
 def _precision(node: GraphNode, graph: OnnxGraph) -> str:
     if node.op_type in INTEGER_OPS:
         return "int8"
+    if node.op_type in PACKED_OPS:
+        return f"int{node.integers.get('bits', 4)} weights, {_float_type(node, graph)} math"
     return _float_type(node, graph)
 
 

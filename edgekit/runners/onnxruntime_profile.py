@@ -12,7 +12,7 @@ from typing import Any
 
 from edgekit.runners.layer_times import LayerKind, LayerProfile, LayerTime
 from edgekit.runners.onnx_graph import GraphNode, OnnxGraph
-from edgekit.runners.onnxruntime_layers import FLOAT_OPS, INTEGER_OPS, named_layers
+from edgekit.runners.onnxruntime_layers import FLOAT_OPS, INTEGER_OPS, PACKED_OPS, named_layers
 
 _SUFFIX = "_kernel_time"
 _WHOLE_RUN = "model_run"
@@ -120,6 +120,8 @@ def _work(
         return None
     shape = graph.shapes[weights]
     (_, read), (_, written) = inputs[0], outputs[0]
+    if op in PACKED_OPS:
+        return _packed_work(op, node, read, written, math.prod(shape))
     if "Conv" not in op:
         products = math.prod(written) * math.prod(shape) // max(written[-1:] or [1])
     else:
@@ -131,6 +133,16 @@ def _work(
         math.prod(size) * _ITEM_BYTES.get(kind, 1) for kind, size in (inputs[0], outputs[0])
     )
     return products, moved + math.prod(shape) * item
+
+
+def _packed_work(
+    op: str, node: GraphNode, read: Sequence[int], written: Sequence[int], weights: int
+) -> tuple[int, int] | None:
+    """Return the same of a product with packed weights of so many bytes; a lookup has none."""
+    if op != "MatMulNBits":
+        return None
+    products = math.prod(written) * node.integers["K"]
+    return products, 4 * (math.prod(read) + math.prod(written)) + weights
 
 
 def _tensors(arguments: Mapping[str, Any], which: str) -> list[tuple[str, list[int]]]:

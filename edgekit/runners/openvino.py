@@ -28,7 +28,9 @@ _WEIGHTED_OPERATORS = (
     "GroupConvolutionBackpropData",
     "MatMul",
 )
+_LOOKUP = "Gather"  # counts as a layer where its table is stored as integers
 _INTEGER_TYPES = ("u8", "i8")
+_STORED_TYPES = {"u8": 8, "i8": 8, "u4": 4, "i4": 4}
 _FLOAT_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
 _BIAS_SUFFIX = "/WithoutBiases"  # the ONNX reader splits the bias off and renames the operator
 
@@ -144,13 +146,18 @@ class OpenVinoRunner:
             request.infer(checked, share_outputs=True)
             times.append(1e6 * (time.perf_counter() - begin))
         batch = next((array.shape[0] for array in checked.values() if array.ndim), 1)
-        return read_profile(compiled.get_runtime_model(), batch, median(times))
+        return read_profile(
+            compiled.get_runtime_model(),
+            batch,
+            median(times),
+            _weighted_operator_names(self._path),
+        )
 
     def executed_layers(self) -> list[ExecutedLayer]:
         """List the weighted layers of the execution graph, in execution order.
 
         A layer counts as ``"int8"`` only if its tensors are 8-bit integers and the kernel that was
-        chosen says so too.
+        chosen says so too. Where only the weights are integers, the precision names both types.
         """
         runtime_model = self._opened().get_runtime_model()
         operators = _weighted_operator_names(self._path)
@@ -158,7 +165,7 @@ class OpenVinoRunner:
         for operator in runtime_model.get_ops():
             info = operator.get_rt_info()
             kind = _text(info, "layerType")
-            if kind not in _WEIGHTED_LAYERS:
+            if kind not in _WEIGHTED_LAYERS and not _is_stored_table(operator):
                 continue
             originals = [name for name in _text(info, "originalLayersNames").split(",") if name]
             name = _original_name(originals, list(operators)) or str(operator.get_friendly_name())
@@ -193,11 +200,23 @@ def _openvino() -> Any:
 def _weighted_operator_names(path: Path) -> dict[str, str]:
     """Return the name of each weighted operator, and the name of the layer that it computes."""
     model = _openvino().Core().read_model(str(path))
-    return {
-        str(operator.get_friendly_name()): _layer_name(operator)
-        for operator in model.get_ops()
-        if operator.get_type_name() in _WEIGHTED_OPERATORS
-    }
+    operators = [o for o in model.get_ops() if o.get_type_name() in (*_WEIGHTED_OPERATORS, _LOOKUP)]
+    names = {str(operator.get_friendly_name()): _layer_name(operator) for operator in operators}
+    for operator in operators:
+        bias = _bias_sum(operator)
+        if bias is not None:  # a product with packed weights goes by the name of its bias
+            layer = names[str(operator.get_friendly_name())].removesuffix(_BIAS_SUFFIX)
+            names.setdefault(str(bias.get_friendly_name()), layer)
+    return names
+
+
+def _bias_sum(operator: Any) -> Any | None:
+    """Return the sum that adds a constant to a product, and that alone reads it."""
+    readers = [target.get_node() for target in operator.output(0).get_target_inputs()]
+    if operator.get_type_name() != "MatMul" or len(readers) != 1:
+        return None
+    terms = [value.get_node().get_type_name() for value in readers[0].input_values()]
+    return readers[0] if readers[0].get_type_name() == "Add" and "Constant" in terms else None
 
 
 def _layer_name(operator: Any) -> str:
@@ -227,9 +246,24 @@ def _original_name(originals: list[str], operators: list[str]) -> str:
     return ""
 
 
+def _is_stored_table(operator: Any) -> bool:
+    """Whether a lookup reads constant integers; what a shape is computed from is of 32 bits."""
+    info = operator.get_rt_info()
+    if _text(info, "layerType") != _LOOKUP or _text(info, "runtimePrecision") not in _STORED_TYPES:
+        return False
+    table = operator.input_value(0).get_node().get_rt_info()
+    return _text(table, "layerType") == "Const"
+
+
 def _precision(info: Any) -> str:
     element_type = _text(info, "runtimePrecision")
     kernel = _text(info, "primitiveType").lower()
+    math = kernel.rpartition("_")[2]
+    if _text(info, "layerType") == _LOOKUP:  # scaled there, or behind it
+        output = _text(info, "outputPrecisions")
+        math = output if output in _FLOAT_NAMES else "f32"
+    if element_type in _STORED_TYPES and math in _FLOAT_NAMES:
+        return f"int{_STORED_TYPES[element_type]} weights, {_FLOAT_NAMES[math]} math"
     if element_type in _INTEGER_TYPES:
         return "int8" if "i8" in kernel or "int8" in kernel else "unknown"
     return _FLOAT_NAMES.get(element_type, element_type)

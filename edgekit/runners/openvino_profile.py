@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from edgekit.runners.layer_times import LayerKind, LayerProfile, LayerTime
@@ -14,16 +15,20 @@ _CONVERSIONS = ("Reorder", "Convert", "FakeQuantize")
 # both append to its name.
 _APPENDED = re.compile(r"(/WithoutBiases|/Dequantization\w+)+$")
 _INTEGER_TYPES = ("u8", "i8")
-_ITEM_BYTES = {"u8": 1, "i8": 1, "f16": 2, "bf16": 2, "f32": 4, "i32": 4}
+_FLOAT_KERNELS = ("_f32", "_f16", "_bf16")  # of layers whose weights alone are integers
+_ITEM_BYTES = {"u4": 0.5, "i4": 0.5, "u8": 1, "i8": 1, "f16": 2, "bf16": 2, "f32": 4, "i32": 4}
 
 
-def read_profile(runtime_model: Any, batch: int, whole_microseconds: float) -> LayerProfile:
+def read_profile(
+    runtime_model: Any, batch: int, whole_microseconds: float, layers_of: Mapping[str, str]
+) -> LayerProfile:
     """Read the execution graph of a compiled model that has run.
 
     Args:
         runtime_model: what ``CompiledModel.get_runtime_model()`` returns.
         batch: size of the first axis, where the graph leaves it open.
         whole_microseconds: typical time of an inference.
+        layers_of: name of the layer that an operator of the model computes, by the operator's name.
     """
     layers: list[tuple[int, LayerTime]] = []
     for operator in runtime_model.get_ops():
@@ -32,14 +37,16 @@ def read_profile(runtime_model: Any, batch: int, whole_microseconds: float) -> L
         if not time.isdigit() or not int(time):
             continue
         op, precision = _text(told, "layerType"), _text(told, "runtimePrecision")
+        kernel = _text(told, "primitiveType")
         work = _work(operator, op, told, batch) if op in _WEIGHTED else None
         original = _text(told, "originalLayersNames").split(",")[0]
+        name = _APPENDED.sub("", original) or str(operator.get_friendly_name())
         layer = LayerTime(
-            name=_APPENDED.sub("", original) or str(operator.get_friendly_name()),
+            name=layers_of.get(name, name),
             op=op,
-            kind=_kind(op, precision),
+            kind=_kind(op, precision, kernel),
             microseconds=float(time),
-            kernel=_text(told, "primitiveType"),
+            kernel=kernel,
             multiply_adds=None if work is None else work[0],
             moved_bytes=None if work is None else work[1],
         )
@@ -49,9 +56,10 @@ def read_profile(runtime_model: Any, batch: int, whole_microseconds: float) -> L
     return LayerProfile(ordered, max(whole_microseconds - inside, 0.0))
 
 
-def _kind(op: str, precision: str) -> LayerKind:
+def _kind(op: str, precision: str, kernel: str) -> LayerKind:
     if op in _WEIGHTED:
-        return LayerKind.INTEGER if precision in _INTEGER_TYPES else LayerKind.FLOAT
+        integer = precision in _INTEGER_TYPES and not kernel.endswith(_FLOAT_KERNELS)
+        return LayerKind.INTEGER if integer else LayerKind.FLOAT
     return LayerKind.CONVERSION if op in _CONVERSIONS else LayerKind.OTHER
 
 
@@ -73,10 +81,11 @@ def _work(operator: Any, op: str, told: Any, batch: int) -> tuple[int, int] | No
     values = read if op == "Deconvolution" else written
     channels = values[1] if "onvolution" in op and len(values) > 1 else values[-1]
     products = math.prod(values) * math.prod(weights) // channels
-    item = _ITEM_BYTES.get(_text(told, "runtimePrecision"), 4)
-    stored = _ITEM_BYTES.get(_text(told, "outputPrecisions").split(",")[0], 4)
-    moved = (math.prod(read) + math.prod(weights)) * item + math.prod(written) * stored
-    return products, moved
+    item = _ITEM_BYTES.get(_text(told, "runtimePrecision"), 4)  # of the weights
+    output = _ITEM_BYTES.get(_text(told, "outputPrecisions").split(",")[0], 4)
+    unpacks = _text(told, "primitiveType").endswith(_FLOAT_KERNELS)
+    moved = math.prod(weights) * item + math.prod(read) * (output if unpacks else item)
+    return products, int(moved + math.prod(written) * output)
 
 
 def _sizes(shape: Any, batch: int) -> list[int] | None:

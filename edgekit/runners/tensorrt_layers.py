@@ -19,6 +19,7 @@ _COPY_NAME = "Reformatting CopyNode"  # followed by the name of the layer that i
 _ONNX_NAME = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _PRECISIONS = (
     (re.compile(r"int8", re.I), "int8"),
+    (re.compile(r"int4", re.I), "int4"),
     (re.compile(r"bf16|bfloat", re.I), "bfloat16"),
     (re.compile(r"fp16|half|float16", re.I), "float16"),
     (re.compile(r"fp8", re.I), "float8"),
@@ -35,7 +36,8 @@ def executed_layers(inspector_json: str) -> list[ExecutedLayer]:
 
     Returns:
         Layers in execution order. Precision is ``"int8"`` only where the layer's first input and,
-        if they are told, its weights are INT8; ``"unknown"`` where the engine does not say.
+        if they are told, its weights are INT8; it names both types where its weights alone are
+        integers, and is ``"unknown"`` where the engine does not say.
     """
     layers: list[ExecutedLayer] = []
     for layer in json.loads(inspector_json).get("Layers", ()):
@@ -74,6 +76,10 @@ def _precision(layer: Mapping[str, Any]) -> str:
     known = [name for name in told if name != UNKNOWN]
     if not known:
         return UNKNOWN
+    stored = {_tensor_type(constant) for constant in layer.get("Constants") or ()} | {*known[1:]}
+    integers = sorted(stored & {"int4", "int8"})
+    if integers and known[0] not in ("int4", "int8"):
+        return f"{integers[0]} weights, {known[0]} math"
     return next((name for name in known if name != "int8"), "int8")
 
 

@@ -77,6 +77,10 @@ def test_quantized_input_with_float_weight_counts_as_integer() -> None:
     assert islands(body) == {"q0", "d0", "out"}
 
 
+def test_weights_that_alone_are_integers_make_no_island() -> None:
+    assert islands("v0 = DequantizeLinear(w0, s, z) out = Conv(x, v0)") == set()
+
+
 def test_both_halves_of_a_shared_pair_take_one_type() -> None:
     """One pair feeds an island and an FP16 chain: it is the island's, with its other reader."""
     body = (

@@ -191,14 +191,21 @@ def test_norm_that_cannot_be_folded_stays(build: type[nn.Module], shape: tuple[i
 
 
 def test_statistics_of_the_norm_become_those_of_the_layer() -> None:
-    model = captured(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()), 4, 7, 8)
+    norm = nn.BatchNorm2d(6)
+    model = captured(nn.Sequential(nn.Conv2d(4, 6, 3), norm, nn.ReLU()), 4, 7, 8)
     x = torch.randn(5, 4, 7, 8, generator=torch.Generator().manual_seed(3))
     statistics = observe(model, [(x,)], method="test", generator=torch.Generator())
     (image,) = (node.name for node in model.graph.graph.find_nodes(op="placeholder"))
     assert set(statistics.tensors) == {image, "batch_norm", "relu"}
     folded, renamed = fold_batchnorm(model, statistics)
     assert set(renamed.tensors) == {image, "conv2d", "relu"}
-    assert renamed.tensors["conv2d"] is statistics.tensors["batch_norm"]
+    before, after = statistics.tensors["batch_norm"], renamed.tensors["conv2d"]
+    assert after.values is before.values
+    assert norm.running_var is not None
+    expected = norm.weight.abs() * (norm.running_var / (norm.running_var + norm.eps)).sqrt()
+    assert after.stored is not None
+    torch.testing.assert_close(after.stored[0], norm.bias.detach())
+    torch.testing.assert_close(after.stored[1], expected.detach())
     assert set(statistics.tensors) == {image, "batch_norm", "relu"}
     # what the new name means in the folded network is what was observed under the old one
     again = observe(folded, [(x,)], method="test", generator=torch.Generator())

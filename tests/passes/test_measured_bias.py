@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit.lowering import LoweredModel
-from edgekit.passes import measured_bias
 from edgekit.passes.measured_bias import with_measured_bias
 from edgekit.quant.affine import QParams, WeightCodes
 from edgekit.quantized import QuantizedModel, lower
+from edgekit.reference import Reference
 from edgekit.registry import TARGETS, resolve
 from edgekit.simulate import simulate
 from edgekit.sites import Role
 from edgekit.synthetic import SyntheticSet
-from edgekit.types import Cpu, InputSpec, TensorScheme
+from edgekit.types import Cpu, TensorScheme
 
 Quantize = Callable[..., QuantizedModel]
 U8 = TensorScheme(8, signed=False, symmetric=False)
@@ -59,6 +59,11 @@ def images(count: int, seed: int) -> Tensor:
     return 0.5 + torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
+def measured(lowered: LoweredModel, made: SyntheticSet) -> LoweredModel:
+    """The correction on inputs for the unaltered network."""
+    return with_measured_bias(lowered, Reference(lowered.sited.model.graph, made.inputs))
+
+
 def set_of(x: Tensor) -> SyntheticSet:
     return SyntheticSet((x,), None, "test")
 
@@ -86,7 +91,7 @@ def test_mean_error_of_the_output_falls(
 ) -> None:
     before = coarse(lowered_for(quantized, target))
     kept = {index: bias.clone() for index, bias in before.biases.items()}
-    after = with_measured_bias(before, set_of(images(63, 1)))
+    after = measured(before, set_of(images(63, 1)))
     assert all(torch.equal(before.biases[index], bias) for index, bias in kept.items())
     # what the last layer sees is corrected, and of its own error 1 in 64 is left
     assert mean_error(after, module, images(63, 1)) < mean_error(before, module, images(63, 1)) / 20
@@ -97,7 +102,7 @@ def test_mean_error_of_the_output_falls(
 def test_integer_biases_stay_on_their_grid(quantized: QuantizedModel) -> None:
     before = coarse(lowered_for(quantized, "onnxruntime"))
     assert before.bias_scales
-    after = with_measured_bias(before, set_of(images(16, 1)))
+    after = measured(before, set_of(images(16, 1)))
     for index, step in after.bias_scales.items():
         codes = after.biases[index] / step
         assert torch.equal(after.biases[index], torch.round(codes) * step)
@@ -126,7 +131,7 @@ def test_exact_network_keeps_its_biases(
         },
         bias_scales={},
     )
-    after = with_measured_bias(exact, set_of(images(8, 1)))
+    after = measured(exact, set_of(images(8, 1)))
     for index, bias in exact.biases.items():
         assert torch.equal(after.biases[index], bias)
 
@@ -180,7 +185,7 @@ def test_errors_where_the_clamp_cuts_do_not_shift_the_bias(
     results = {}
     for behind in (clamp, nn.Tanh()):
         lowered = one_layer(quantize_module, behind, grid)
-        (results[type(behind)],) = with_measured_bias(lowered, set_of(x)).biases.values()
+        (results[type(behind)],) = measured(lowered, set_of(x)).biases.values()
     # 127 * (2 / 127) may miss 2 by a rounding
     torch.testing.assert_close(results[type(clamp)], torch.tensor([-0.5]), rtol=0, atol=1e-6)
     # with no clamp behind the mean counts: half of the positions miss by 2 * (outside - border),
@@ -195,43 +200,12 @@ def test_errors_inside_the_clamp_count_alone(quantize_module: Quantize) -> None:
     lowered = one_layer(quantize_module, nn.ReLU(), QParams(0.75, 0, U8))
     x = torch.full((7, 1, 4, 4), -3.0)
     x[:, :, :, 0] = 1.0  # is rounded to 0.75, so the layer misses by 0.5
-    (bias,) = with_measured_bias(lowered, set_of(x)).biases.values()
+    (bias,) = measured(lowered, set_of(x)).biases.values()
     # 7 * 4 active positions against 16 without error
     torch.testing.assert_close(bias, torch.tensor([-0.5 + 0.5 * 28 / 44]), rtol=0, atol=1e-6)
 
 
 # -- what it runs on ----------------------------------------------------------------------------
-
-
-class FixedBatch(nn.Module):
-    """Takes one sample at a time, and no more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Conv2d(3, 2, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x.view(1, 3, 8, 8))
-
-
-def test_fixed_batch_is_left_as_it_is(quantize_module: Quantize) -> None:
-    quantized = quantize_module(FixedBatch(), InputSpec("x", (1, 3, 8, 8)))
-    lowered = lowered_for(quantized, "openvino")
-    assert with_measured_bias(lowered, set_of(images(4, 1))) is lowered
-
-
-def test_memory_bounds_the_number_of_samples(
-    quantized: QuantizedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lowered = coarse(lowered_for(quantized, "openvino"))
-    x = images(12, 1)
-    few = with_measured_bias(lowered, set_of(x[:5])).biases
-    every = with_measured_bias(lowered, set_of(x)).biases
-    monkeypatch.setattr(measured_bias, "_LARGEST", 5 * 8 * 8 * 8)  # the largest map: 8 x 8 x 8
-    found = with_measured_bias(lowered, set_of(x)).biases
-    for index, bias in found.items():
-        assert torch.equal(bias, few[index])
-        assert not torch.equal(bias, every[index])
 
 
 def test_layer_without_bias_passes(quantize_module: Quantize) -> None:
@@ -241,6 +215,6 @@ def test_layer_without_bias_passes(quantize_module: Quantize) -> None:
     ).eval()
     before = coarse(lowered_for(quantize_module(module, (3, 8, 8)), "onnxruntime"))
     x = images(63, 1)
-    after = with_measured_bias(before, set_of(x))
+    after = measured(before, set_of(x))
     assert set(after.biases) == set(before.biases)
     assert mean_error(after, module, x) < mean_error(before, module, x) / 20

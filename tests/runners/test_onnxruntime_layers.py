@@ -113,3 +113,30 @@ def test_an_unknown_origin_keeps_the_optimizers_name() -> None:
     optimized = OnnxGraph((_node("QLinearConv", "made_up", ("x",), "y"),), {})
     (layer,) = executed_layers(original, optimized)
     assert (layer.name, layer.precision) == ("made_up", "int8")
+
+
+def test_layer_without_its_name_is_known_by_its_widened_codes() -> None:
+    """The optimizer carries out the cast of 4-bit codes and keeps the name of its result."""
+    original = OnnxGraph(
+        (
+            GraphNode("Cast", "", "widen", ("codes",), ("wide",)),
+            GraphNode("DequantizeLinear", "", "dq", ("wide", "scale"), ("values",)),
+            GraphNode("Conv", "", "body.0", ("x", "values"), ("y",)),
+        ),
+        {"codes": "int4", "scale": "float32"},
+    )
+    optimized = OnnxGraph(
+        (GraphNode("QLinearConv", "", "", ("x", "s", "z", "wide"), ("y_q",)),), {"wide": "int8"}
+    )
+    (layer,) = executed_layers(original, optimized)
+    assert (layer.name, layer.precision) == ("body.0", "int8")
+
+
+def test_packed_weights_are_told_with_their_width() -> None:
+    nodes = (
+        GraphNode("MatMulNBits", "", "fc", ("x", "w", "s"), ("y",), {"bits": 8, "K": 4}),
+        GraphNode("GatherBlockQuantized", "", "table", ("t", "i", "s"), ("z",), {"gather_axis": 0}),
+    )
+    graph = OnnxGraph(nodes, {"w": "uint8", "t": "int4", "s": "float32"})
+    found = {layer.name: layer.precision for layer in executed_layers(graph, graph)}
+    assert found == {"fc": "int8 weights, float32 math", "table": "int4 weights, float32 math"}

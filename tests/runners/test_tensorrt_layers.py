@@ -61,6 +61,20 @@ def test_version_11_tells_format_and_type_apart() -> None:
     assert _read([gemm, copy], "I/O Tensors") == [ExecutedLayer("fc/MatMul", "gemm", "int8")]
 
 
+@pytest.mark.parametrize(("stored", "told"), [("Int4", "int4"), ("Int8", "int8")])
+def test_weights_that_alone_are_integers(stored: str, told: str) -> None:
+    tensor = {"Name": "t", "Format": "Row major linear (kLINEAR)", "DataType": "Half"}
+    fused = {
+        "Name": "__myl_ReplCastMulCastFc_myl0_0",
+        "LayerType": "runtime_fusion",
+        "TacticName": "gemm_fused",
+        "Inputs": [tensor],
+        "Constants": [{**tensor, "DataType": stored}, tensor],
+        "Metadata": "[ONNX Layer: dq]\x1e[ONNX Layer: fc/MatMul]",
+    }
+    assert _read([fused], "I/O Tensors")[0].precision == f"{told} weights, float16 math"
+
+
 def test_integer_input_with_float_weights_is_not_int8() -> None:
     layer = _layer_10("conv1", INT8, Weights={"Type": "Half", "Count": 1})
     assert _read([layer])[0].precision == "float16"

@@ -1,0 +1,210 @@
+"""What learned rounding changes, and the quantized network that computes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from edgekit.graph import WEIGHTED, OpKind, constant, op_kind
+from edgekit.lowering import LoweredModel
+from edgekit.quant.affine import SMALLEST_SCALE, QParams, WeightCodes, broadcast, weight_scheme
+from edgekit.reference import Reference, channel_axis
+from edgekit.rounding.learned_ops import compare, quantize
+from edgekit.sites import SITE, Role, Site, layer_name
+
+Edge = tuple[str, int]
+"""A tensor's grid: the tensor's node, and the width."""
+
+
+@dataclass
+class SoftWeight:
+    """A weight whose place between two neighbours on its grid is learned, and so is its step.
+
+    ``down`` is the lower neighbour of each weight, fixed; ``offset`` in [0, 1] where it lies above
+    that; ``growth`` the logarithm of what its step is multiplied by, ``[C]``.
+    """
+
+    start: WeightCodes
+    down: Tensor
+    offset: Tensor
+    growth: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, start: WeightCodes) -> SoftWeight:
+        """Begin at the float weight itself, on the grid of given codes."""
+        scheme = weight_scheme(start.bits, start.axis)
+        scaled = weight / broadcast(start.scale, start.axis, weight.dim())
+        down = scaled.floor().clamp_(scheme.quant_min, scheme.quant_max - 1)
+        return cls(
+            start,
+            down,
+            (scaled - down).clamp_(0, 1).requires_grad_(),
+            torch.zeros_like(start.scale).requires_grad_(),
+        )
+
+    def value(self, steepness: float) -> Tensor:
+        """Return the weight with offsets drawn apart by ``steepness`` (1: as they are)."""
+        part = self.offset if steepness == 1 else (self.offset - 0.5) * steepness + 0.5
+        codes = self.down + part.clamp(0, 1)
+        scale = self.start.scale * self.growth.exp()
+        return codes * broadcast(scale, self.start.axis, codes.dim())
+
+    def codes(self) -> WeightCodes:
+        """Return the nearer neighbours, with the learned steps as FP16 numbers."""
+        codes = (self.down + (self.offset.detach() >= 0.5)).to(torch.int8)
+        scale = self.start.scale * self.growth.detach().exp()
+        return replace(
+            self.start, codes=codes, scale=scale.half().float().clamp_min(SMALLEST_SCALE)
+        )
+
+
+@dataclass(frozen=True)
+class Variables:
+    """All that is learned: weights by layer, and factors on the steps of narrow activations."""
+
+    weights: Mapping[str, SoftWeight]
+    factors: Mapping[Edge, Tensor]
+
+    def grids(self, lowered: LoweredModel) -> dict[Edge, tuple[float, float]]:
+        """Return the learned range of every narrow grid."""
+        found = {}
+        for index, grid in lowered.activations.items():
+            edge = edge_of(lowered, index, grid)
+            if edge in self.factors:
+                factor = float(self.factors[edge].detach())
+                found[edge] = (grid.minimum * factor, grid.maximum * factor)
+        return found
+
+
+def edge_of(lowered: LoweredModel, index: int, grid: QParams) -> Edge:
+    """Return which tensor's grid an activation site takes."""
+    return lowered.placement.tensors[lowered.sited.sites[index].tensor], grid.scheme.bits
+
+
+def variables_of(lowered: LoweredModel) -> Variables:
+    """Return what can be learned of a model: weights and activations below 8 bits.
+
+    Codes in blocks stay as they are.
+    """
+    weights: dict[str, SoftWeight] = {}
+    for site in lowered.sited.sites:
+        codes = lowered.weights.get(site.index)
+        layer = lowered.sited.node(site.consumer)
+        if site.role is not Role.WEIGHT or codes is None or op_kind(layer) not in WEIGHTED:
+            continue
+        name = layer_name(layer)
+        if codes.bits < 8 and codes.block is None and name not in weights:
+            weight = constant(lowered.sited.model.graph, lowered.sited.node(site.tensor))
+            assert weight is not None
+            weights[name] = SoftWeight.of(weight.detach(), codes)
+    factors = {
+        edge_of(lowered, index, grid): torch.ones(()).requires_grad_()
+        for index, grid in lowered.activations.items()
+        if grid.scheme.bits < 8
+    }
+    return Variables(weights, factors)
+
+
+class Teacher(fx.Interpreter):
+    """The float network; keeps the output of every weighted layer."""
+
+    def __init__(self, reference: Reference) -> None:
+        super().__init__(reference.graph)
+        self.outputs: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        """Compute one node."""
+        if n.target is SITE:
+            return self.env[n.args[0]]  # type: ignore[index]
+        value = super().run_node(n)
+        if op_kind(n) in WEIGHTED:
+            assert isinstance(value, Tensor)
+            self.outputs[n.name] = value
+        return value
+
+
+class Student(fx.Interpreter):
+    """The quantized network on a reference, its layers' means held at those of the float one.
+
+    Biases are corrected elsewhere, so errors that a bias takes back are none here.
+
+    Attributes:
+        steepness: of the soft rounding (:meth:`SoftWeight.value`); ``None`` is hard.
+        loss: of the last run: mean over the weighted layers of the squared error of their output,
+            relative to its variance.
+    """
+
+    def __init__(
+        self, lowered: LoweredModel, reference: Reference, variables: Variables | None
+    ) -> None:
+        super().__init__(reference.graph)
+        self.steepness: float | None = None
+        self.loss = 0.0
+        self._lowered = lowered
+        self._reference = reference
+        self._variables = Variables({}, {}) if variables is None else variables
+        self._teacher = Teacher(reference)
+        self._sites: dict[str, Site] = {
+            site.consumer: site
+            for site in lowered.sited.sites
+            if site.role is Role.WEIGHT and site.index in lowered.weights
+        }
+        layers = [n.name for n in reference.graph.graph.nodes if op_kind(n) in WEIGHTED]
+        self._compared = [name for name in layers if name in self._sites]
+
+    def compute(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Run both networks; return something whose backward pass has the loss's gradients."""
+        with torch.no_grad():
+            self._teacher.run(*inputs)
+        self.loss = 0.0
+        self._ends: list[Tensor] = []
+        self.run(*inputs)
+        self._teacher.outputs.clear()
+        return torch.stack([end.sum() for end in self._ends]).sum() * 0.0
+
+    def run_node(self, n: fx.Node) -> object:
+        """Compute one node with quantized values."""
+        if n.target is SITE:
+            return self._site(n)
+        if n.name in self._sites and op_kind(n) in WEIGHTED:
+            return self._layer(n)
+        if n.name in self._sites:  # an embedding
+            (_, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
+            table = self._lowered.weights[self._sites[n.name].index].dequantize()
+            return self.call_function(n.target, (table, *rest), kwargs)
+        return super().run_node(n)
+
+    def _site(self, n: fx.Node) -> object:
+        (x, index), _ = self.fetch_args_kwargs_from_env(n)
+        assert isinstance(x, Tensor) and isinstance(index, int)
+        grid = self._lowered.activations.get(index)
+        if grid is None:
+            return x
+        return quantize(x, grid, self._variables.factors.get(edge_of(self._lowered, index, grid)))
+
+    def _layer(self, n: fx.Node) -> Tensor:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        found = self.call_function(n.target, (args[0], self._weight(n), *args[2:]), kwargs)
+        assert isinstance(found, Tensor)
+        target = self._teacher.outputs.pop(n.name)
+        weight = 1 / (float(target.var()) + 1e-12) / target.numel() / len(self._compared)
+        axis = channel_axis(n, found)
+        same = compare(found, target, axis, 2 * weight)
+        self.loss += weight * float((same.detach() - target).square().sum())
+        self._ends.append(same)
+        return same
+
+    def _weight(self, n: fx.Node) -> Tensor:
+        codes = self._lowered.weights[self._sites[n.name].index]
+        soft = self._variables.weights.get(layer_name(n))
+        if soft is None:
+            weight = codes.dequantize()
+        elif self.steepness is None:
+            weight = soft.codes().dequantize()
+        else:
+            weight = soft.value(self.steepness)
+        factor = self._reference.factors.get(n.name)
+        return weight if factor is None else weight * broadcast(factor, codes.axis, weight.dim())

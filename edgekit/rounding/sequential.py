@@ -1,0 +1,140 @@
+"""Round layer by layer, each on what the layers rounded before it leave of its input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx
+
+from edgekit.graph import OpKind, constant, op_kind
+from edgekit.lowering import LoweringProfile
+from edgekit.observe import unfolded_rows
+from edgekit.paired import Paired
+from edgekit.passes.measured_bias import corrected_output
+from edgekit.quant.affine import WeightCodes
+from edgekit.quant.saturation import Pairing
+from edgekit.quantized import QuantizedModel, lower
+from edgekit.reference import Reference, along, channel_axis
+from edgekit.rounding.gptq import best_scale, gptq
+from edgekit.sites import Role, Site, layer_name
+from edgekit.types import TensorScheme
+from edgekit.weight_only import StoredWeights, WeightOnlyRules
+
+_MOST_ROWS = 1 << 16
+"""Positions whose inputs make up a second moment; more hardly change it, and cost time."""
+
+NEUTRAL = LoweringProfile(
+    target="rounding",
+    integer_kinds=frozenset({OpKind.CONV, OpKind.CONV_TRANSPOSE, OpKind.LINEAR, OpKind.MATMUL}),
+    quantized_outputs=frozenset(),
+    unsigned=TensorScheme(8, signed=False, symmetric=True),
+    signed=TensorScheme(8, signed=False, symmetric=False),
+    absorb_clamps=False,
+    fused_sum=False,
+    pairing=Pairing.NONE,
+    weight_only=WeightOnlyRules(
+        {
+            (kind, bits): StoredWeights()
+            for kind in (OpKind.LINEAR, OpKind.CONV, OpKind.EMBEDDING)
+            for bits in (4, 8)
+        }
+    ),
+)
+"""What all targets have in common: quantized inputs of weighted layers, all else in float."""
+
+
+def round_sequentially(
+    model: QuantizedModel, reference: Reference, on_layer: Callable[[int], None]
+) -> QuantizedModel:
+    """Return the model with codes of its narrow layers by GPTQ on quantized inputs.
+
+    Where a layer is called several times, its first call decides.
+
+    Args:
+        model: the model with nearest codes.
+        reference: what to measure on.
+        on_layer: called with the number of layers rounded so far.
+    """
+    rounding = _Rounding(model, reference, on_layer)
+    rounding.run_pairs()
+    return replace(model, codes={**model.codes, **rounding.rounded})
+
+
+class _Rounding(Paired):
+    def __init__(
+        self, model: QuantizedModel, reference: Reference, on_layer: Callable[[int], None]
+    ) -> None:
+        super().__init__(lower(model, NEUTRAL, {}), reference)
+        self.rounded: dict[str, WeightCodes] = {}
+        self._on_layer = on_layer
+
+    def layer(
+        self, n: fx.Node, site: Site, plain: Tensor, quantized: Tensor, wanted: Tensor
+    ) -> Tensor:
+        del plain
+        if can_round(n, self.codes[site.index]):
+            name = layer_name(n)
+            if name not in self.rounded:
+                self.rounded[name] = self._round(n, site, quantized)
+                self._on_layer(len(self.rounded))
+            self.codes[site.index] = self.rounded[name]
+        if not self.reference.factors:
+            return corrected_output(self, n, site, quantized, wanted)
+        return self._with_mean(n, site, quantized, wanted)
+
+    def _with_mean(self, n: fx.Node, site: Site, quantized: Tensor, wanted: Tensor) -> Tensor:
+        """Return the layer's output with the mean of the float one, channel by channel.
+
+        On noise only the means over all positions are what they are on real data; which positions
+        a clamp lets through together is not.
+        """
+        found = self.quantized_output(n, site, quantized)
+        axis = channel_axis(n, found)
+        others = [other for other in range(found.dim()) if other != axis]
+        return found + along((wanted - found).mean(others), axis, found)
+
+    def _round(self, n: fx.Node, site: Site, quantized: Tensor) -> WeightCodes:
+        codes = self.codes[site.index]
+        weight = constant(self.lowered.sited.model.graph, self.lowered.sited.node(site.tensor))
+        assert weight is not None
+        rows = unfolded_rows(n, quantized, weight)
+        groups = rows.shape[0]
+        found, scales = [], []
+        parts = zip(rows, weight.chunk(groups), codes.scale.chunk(groups), strict=True)
+        for inputs, part, scale in parts:
+            moment = _moment(inputs)
+            matrix = part.flatten(1)
+            steps = scale[:, None]
+            if codes.block is not None:
+                steps = scale.repeat_interleave(codes.block, 1)
+            best = gptq(matrix, moment, steps, codes.bits)
+            found.append(best)
+            scales.append(
+                scale if codes.block is not None else best_scale(matrix, moment, best, scale)
+            )
+        rounded = torch.cat(found).reshape(weight.shape).to(torch.int8)
+        return replace(codes, codes=rounded, scale=torch.cat(scales))
+
+
+def can_round(layer: fx.Node, codes: WeightCodes) -> bool:
+    """Whether a layer has narrow codes whose inputs can be laid out as rows of a matrix."""
+    if codes.bits == 8:
+        return False
+    if op_kind(layer) is OpKind.CONV:
+        return bool(layer.meta["val"].dim() == 4)
+    return op_kind(layer) is OpKind.LINEAR
+
+
+def narrow_layers(model: QuantizedModel) -> int:
+    """Return the number of layers that :func:`round_sequentially` rounds."""
+    layers = [model.sited.node(s.consumer) for s in model.sited.sites if s.role is Role.WEIGHT]
+    names = {layer_name(n): n for n in layers if layer_name(n) in model.codes}
+    return sum(can_round(node, model.codes[name]) for name, node in names.items())
+
+
+def _moment(rows: Tensor) -> Tensor:
+    """Return the second moment ``[K, K]`` of rows ``[P, K]``, or of evenly spaced ones of them."""
+    rows = rows[:: -(-len(rows) // _MOST_ROWS)]
+    return rows.T @ rows / len(rows)
