@@ -52,22 +52,29 @@ class _QuantizeLearned(torch.autograd.Function):
 
 
 class _Compare(torch.autograd.Function):
-    """Gives a value the mean of its target, and adds the gradient of their squared distance."""
+    """Gives a value the mean of its target, and returns what is left of their distance."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, target: Tensor, axis: int, weight: float) -> Tensor:
+    def forward(
+        ctx: Any, value: Tensor, target: Tensor, axis: int, weight: float
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         others = [other for other in range(value.dim()) if other != axis]
         error = value - target
         error -= error.mean(others, keepdim=True)
         ctx.save_for_backward(error)
         ctx.others, ctx.weight = others, weight
-        return target + error
+        return target + error, weight * error.square().sum()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         (error,) = ctx.saved_tensors
-        gradient = torch.add(gradients[0], error, alpha=ctx.weight)
-        return gradient - gradient.mean(ctx.others, keepdim=True), None, None, None
+        behind, own = gradients
+        found = None if own is None else error * (2 * ctx.weight * own)
+        if behind is not None:
+            behind = behind - behind.mean(ctx.others, keepdim=True)
+            found = behind if found is None else found + behind
+        return found, None, None, None
 
 
 def _codes(grid: QParams) -> tuple[int, int]:
@@ -88,15 +95,16 @@ def quantize(x: Tensor, grid: QParams, factor: Tensor | None = None) -> Tensor:
     return _QuantizeLearned.apply(x, factor, grid)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def compare(value: Tensor, target: Tensor, axis: int, weight: float) -> Tensor:
-    """Return ``value`` with the mean of ``target`` in each channel.
-
-    Backward adds the gradient of ``weight / 2`` times the squared distance between them.
+def compare(value: Tensor, target: Tensor, axis: int, weight: float) -> tuple[Tensor, Tensor]:
+    """Give ``value`` the mean of ``target`` in each channel.
 
     Args:
         value: output of a quantized layer.
         target: of the float one, the same shape.
         axis: the channels' axis.
-        weight: of the squared distance.
+        weight: of the squared distance that is left.
+
+    Returns:
+        The value with its new mean, and the weighted squared distance, a scalar.
     """
     return _Compare.apply(value, target, axis, weight)  # type: ignore[no-any-return, no-untyped-call]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from edgekit.graph import WEIGHTED, OpKind, constant, op_kind
+from edgekit.graph import WEIGHTED, constant, op_kind
 from edgekit.lowering import LoweredModel
 from edgekit.quant.affine import SMALLEST_SCALE, QParams, WeightCodes, broadcast, weight_scheme
 from edgekit.reference import Reference, channel_axis
@@ -133,8 +133,6 @@ class Student(fx.Interpreter):
 
     Attributes:
         steepness: of the soft rounding (:meth:`SoftWeight.value`); ``None`` is hard.
-        loss: of the last run: mean over the weighted layers of the squared error of their output,
-            relative to its variance.
     """
 
     def __init__(
@@ -142,7 +140,6 @@ class Student(fx.Interpreter):
     ) -> None:
         super().__init__(reference.graph)
         self.steepness: float | None = None
-        self.loss = 0.0
         self._lowered = lowered
         self._reference = reference
         self._variables = Variables({}, {}) if variables is None else variables
@@ -152,18 +149,20 @@ class Student(fx.Interpreter):
             for site in lowered.sited.sites
             if site.role is Role.WEIGHT and site.index in lowered.weights
         }
-        layers = [n.name for n in reference.graph.graph.nodes if op_kind(n) in WEIGHTED]
-        self._compared = [name for name in layers if name in self._sites]
+        self._losses: list[Tensor] = []
 
-    def compute(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Run both networks; return something whose backward pass has the loss's gradients."""
+    def loss(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Return how far the quantized network is from the float one.
+
+        That is the mean over the weighted layers of the squared error of their output, relative to
+        its variance; a scalar.
+        """
         with torch.no_grad():
             self._teacher.run(*inputs)
-        self.loss = 0.0
-        self._ends: list[Tensor] = []
+        self._losses = []
         self.run(*inputs)
         self._teacher.outputs.clear()
-        return torch.stack([end.sum() for end in self._ends]).sum() * 0.0
+        return torch.stack(self._losses).sum()
 
     def run_node(self, n: fx.Node) -> object:
         """Compute one node with quantized values."""
@@ -190,11 +189,10 @@ class Student(fx.Interpreter):
         found = self.call_function(n.target, (args[0], self._weight(n), *args[2:]), kwargs)
         assert isinstance(found, Tensor)
         target = self._teacher.outputs.pop(n.name)
-        weight = 1 / (float(target.var()) + 1e-12) / target.numel() / len(self._compared)
-        axis = channel_axis(n, found)
-        same = compare(found, target, axis, 2 * weight)
-        self.loss += weight * float((same.detach() - target).square().sum())
-        self._ends.append(same)
+        spread = float(target.var()) * target.numel() + 1e-12
+        weight = 1 / (spread * len(self._sites))
+        same, loss = compare(found, target, channel_axis(n, found), weight)
+        self._losses.append(loss)
         return same
 
     def _weight(self, n: fx.Node) -> Tensor:
