@@ -23,6 +23,7 @@ from ._class_network import ClassNetwork
 from ._clusterq_options import Losses
 from ._draws import SAMPLES, TRAIN, ClassBatch, class_batch, stream
 from ._objective import Objective
+from ._padding import PaddingShift, with_padding_shifts
 from ._set_statistics import SetStatistics
 from ._statistics_losses import Distance, Scale, stored_spread
 from ._views import view, window_of
@@ -47,6 +48,8 @@ class Settings:
         lr: step size of Adam at the start, in units of the signal's spread; it falls as a cosine.
         losses: ClusterQ's class terms beside the set's statistics.
         swing: shift the input of every strided convolution as well (``_teacher``).
+        padding: weight of what zero padding shifts in the mean of a convolution's results, for
+            quantizers that take that for an error (``_padding``); 0 saves its work.
     """
 
     samples: int = 128
@@ -56,6 +59,7 @@ class Settings:
     lr: float = 0.1
     losses: Losses = field(default_factory=lambda: STATISTICS_ONLY)
     swing: bool = False
+    padding: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch"):
@@ -63,6 +67,8 @@ class Settings:
                 raise ConfigError(f"distill: {name} is {getattr(self, name)}, expected at least 1")
         if (self.rounds is not None and self.rounds < 1) or not self.lr > 0:
             raise ConfigError(f"distill: rounds {self.rounds} and lr {self.lr} must be positive")
+        if not self.padding >= 0:
+            raise ConfigError(f"distill: padding is {self.padding}, expected at least 0")
 
 
 class Distillation:
@@ -70,7 +76,8 @@ class Distillation:
 
     def __init__(self, model: CapturedModel, options: Settings, checkpoint: Path | None) -> None:
         self._options = options
-        self._network = ClassNetwork.of(model, clusters=16)
+        watched, padded = with_padding_shifts(model) if options.padding > 0 else (model, ())
+        self._network = ClassNetwork.of(watched, clusters=16)
         device = self._network.device
         norms = self._network.teacher.norms
         self._distance = Distance.over(norms, Scale.RELATIVE)
@@ -99,6 +106,8 @@ class Distillation:
         self._labels = [self._part_labels(part, size) for part in range(self._parts)]
         self._optimizers = [torch.optim.Adam(s, lr=options.lr) for s in self._signals]
         self._statistics = SetStatistics(self._parts)
+        followed = [norm for norm in norms if norm.name in padded]
+        self._padding = PaddingShift(followed, self._parts) if followed else None
         self._objective = self._class_objective()
         self._rounds = options.rounds or affordable_rounds(model, size * self._parts, self._window)
         self._round = 0
@@ -167,6 +176,9 @@ class Distillation:
         seen = self._network.run(inputs, draws if self._options.swing else None)
         loss = self._distance(self._statistics.with_part(part, seen.moments), self._stored)
         value = float(loss.detach())
+        if self._padding is not None:
+            shifts = seen.outputs[len(self._network.space.model.outputs) :]
+            loss = loss + self._options.padding * self._padding.with_part(part, shifts)
         if self._objective is not None:
             batch, known = self._labels[part], self._network.classes
             assert batch is not None and known is not None
@@ -225,6 +237,7 @@ class Distillation:
             "rounds": self._round,
             "batch": len(self._drawn[0][0]),
             "window": self._window,
+            "padding": self._options.padding,
             "ended": self._ended or "complete",
             "first_loss": self._history[0],
             "loss": self._history[-1],
@@ -248,6 +261,7 @@ class Distillation:
             "signals": [[s.detach() for s in signals] for signals in self._signals],
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "statistics": self._statistics.state(),
+            "padding": None if self._padding is None else self._padding.state(),
             "centroids": None
             if self._objective is None or self._objective.centroids is None
             else self._objective.centroids.state(),
@@ -268,6 +282,8 @@ class Distillation:
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self._statistics.restore(state["statistics"])
+        if self._padding is not None:
+            self._padding.restore(state["padding"])
         if self._objective is not None and state["centroids"] is not None:
             known = self._network.classes
             assert known is not None

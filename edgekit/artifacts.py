@@ -27,7 +27,7 @@ from edgekit.stages import threads
 from edgekit.target import PendingExport, Target
 from edgekit.target_choice import check_widths, target_named, usable_targets
 from edgekit.template import build_template
-from edgekit.types import SCHEMES, Artifact, Cpu, LayerBits, Progress, Rounding, no_progress
+from edgekit.types import SCHEMES, Artifact, Cpu, Effort, LayerBits, Progress, Rounding, no_progress
 
 
 def quantize_observed(
@@ -38,6 +38,7 @@ def quantize_observed(
     end_bits: int = 8,
     chosen: Mapping[str, LayerBits] | None = None,
     rounding: Rounding = Rounding.GPTQ,
+    effort: Effort = Effort.STANDARD,
     progress: Progress = no_progress,
 ) -> QuantizedModel:
     """Fold, equalize and quantize a network with what a calibration observed.
@@ -49,6 +50,7 @@ def quantize_observed(
         end_bits: widths of the first and last layers at least (:func:`allocate`).
         chosen: widths of single layers by name.
         rounding: how weights of less than 8 bits are rounded.
+        effort: how long learned rounding takes.
         progress: called as the work advances.
     """
     statistics = with_normalization_prior(captured, statistics)
@@ -58,7 +60,7 @@ def quantize_observed(
     equal, statistics, lifted = equalize(folded, statistics, bits)
     decisions = {"equalized": dict(lifted)}
     nearest = quantize_model(insert_sites(equal), statistics, SCHEMES[scheme], bits, decisions)
-    return round_weights(nearest, rounding, progress)
+    return round_weights(nearest, rounding, effort, progress)
 
 
 def lower_for(quantized: QuantizedModel, target: Target, cpu: Cpu) -> LoweredModel:

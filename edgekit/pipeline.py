@@ -202,6 +202,7 @@ def quantize(
                     end_bits=configuration.end_bits,
                     chosen=configuration.bits,
                     rounding=configuration.rounding,
+                    effort=configuration.effort,
                     progress=inner,
                 )
             with stages.stage("export") as inner:

@@ -20,7 +20,14 @@ from edgekit.lowering import (
     source_of,
 )
 from edgekit.passes.bias_correction import bias_shift
-from edgekit.quant.affine import QParams, WeightCodes, broadcast, max_scale, quantize_weight
+from edgekit.quant.affine import (
+    QParams,
+    WeightCodes,
+    broadcast,
+    max_scale,
+    qparams_from_range,
+    quantize_weight,
+)
 from edgekit.quant.ranges import mse_qparams
 from edgekit.quant.saturation import Pairing, SaturationReport, quantize_without_overflow
 from edgekit.quant.statistics import Statistics, TensorStatistics
@@ -39,7 +46,8 @@ class QuantizedModel:
 
     ``bits`` and ``codes`` are keyed by layer name. 8-bit codes are full-range ones, from which
     each target's own are derived where its kernels need others; narrower ones are used by all
-    targets as they are.
+    targets as they are. ``grids`` holds learned ranges by tensor and width; other tensors take the
+    range that the statistics say.
     """
 
     sited: SitedModel
@@ -48,6 +56,7 @@ class QuantizedModel:
     bits: Mapping[str, LayerBits]
     codes: Mapping[str, WeightCodes]
     decisions: Mapping[str, object] = field(default_factory=dict)
+    grids: Mapping[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
 
     @functools.cached_property
     def reference(self) -> Reference | None:
@@ -151,7 +160,8 @@ def _grids(
         bits = _read_bits(model, model.sited.node(site.consumer))
         key = placement.tensors[site.tensor], bits
         if key not in found:
-            found[key] = _activation_grid(model.statistics.tensors[key[0]], profile, bits)
+            tensor = model.statistics.tensors[key[0]]
+            found[key] = _activation_grid(tensor, profile, bits, model.grids.get(key))
         grids[index] = found[key]
     return grids
 
@@ -169,12 +179,19 @@ def _read_bits(model: QuantizedModel, consumer: fx.Node) -> int:
     return 8 if known is None else min(known.activation, 8)  # a float layer may read what is 8 bits
 
 
-def _activation_grid(tensor: TensorStatistics, profile: LoweringProfile, bits: int) -> QParams:
+def _activation_grid(
+    tensor: TensorStatistics,
+    profile: LoweringProfile,
+    bits: int,
+    learned: tuple[float, float] | None = None,
+) -> QParams:
     low, high = tensor.minimum, tensor.maximum
     if tensor.prior is not None:
         low, high = max(low, tensor.prior[0]), min(high, tensor.prior[1])
     scheme = replace(profile.unsigned if low >= 0 else profile.signed, bits=bits)
-    if tensor.exact:
+    if learned is not None:
+        grid = qparams_from_range(*learned, scheme)
+    elif tensor.exact:
         grid = mse_qparams(torch.tensor([low, high]), low, high, scheme)
     else:
         grid = mse_qparams(tensor.values, low, high, scheme, margin=tensor.margin)

@@ -6,9 +6,9 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from edgekit.calibrate import synthesizer
+from edgekit.calibrate import Synthesizer, synthesizer
 from edgekit.capture import capture
 from edgekit.errors import OutputError
 from edgekit.gallery import gallery
@@ -19,6 +19,15 @@ from edgekit.synthetic import SyntheticSet, array_name, save_synthetic
 from edgekit.types import Preprocessing, Progress, Task, no_progress
 
 SCHEMA_VERSION = 1
+
+
+@runtime_checkable
+class Portable(Protocol):
+    """An engine with settings of its own for sets that other quantizers calibrate with."""
+
+    def portable(self) -> Synthesizer:
+        """Return the engine with these settings."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,8 @@ def synthesize(
     """
     path = Path(out)
     maker = synthesizer(engine, samples, seed)
+    if isinstance(maker, Portable):
+        maker = maker.portable()
     place = compute_device(device)
     _require_free(path)
     loaded = load(

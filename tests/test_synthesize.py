@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from edgekit.calibration import _budget
+from edgekit.calibration.distill import Distill
+from edgekit.capture import capture
 from edgekit.cli import main
 from edgekit.errors import CalibrationError, ConfigError, OutputError
+from edgekit.loading import load
 from edgekit.options import InputOption
 from edgekit.synthesize import Synthesis, synthesize
 from edgekit.types import Preprocessing, Task
@@ -75,6 +78,22 @@ def test_labels_are_what_the_network_sees(tiny: Path) -> None:
     with torch.no_grad():
         expected = network(torch.from_numpy(arrays["input"])).argmax(1)
     assert arrays["labels"].tolist() == expected.tolist()
+
+
+def test_distilled_set_is_made_for_other_quantizers(tiny: Path) -> None:
+    arrays = arrays_of(run().path)
+    loaded = load("tiny.pt", arch="tiny:build", inputs=[InputOption("input", (1, 3, 32, 32))])
+    model = capture(
+        loaded.module,
+        loaded.inputs,
+        task=Task.CLASSIFICATION,
+        preprocessing=Preprocessing((0.5,)),
+    )
+    engine = Distill(samples=6)
+    expected, plain = (e.synthesize(model).inputs[0] for e in (engine.portable(), engine))
+    assert np.array_equal(arrays["input"], expected.numpy())
+    assert not torch.equal(expected, plain)
+    assert json.loads(str(arrays["manifest"]))["facts"]["padding"] == engine.portable().padding
 
 
 def test_gallery_shows_the_images(tiny: Path) -> None:

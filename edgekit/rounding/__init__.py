@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgekit.quantized import QuantizedModel
+from edgekit.rounding.learned import learn_rounding, learning_for
 from edgekit.rounding.sequential import narrow_layers, round_sequentially
 from edgekit.types import Effort, Progress, Rounding, no_progress
 
@@ -19,7 +20,10 @@ def choose_rounding(wanted: Rounding, effort: Effort) -> Rounding:
 
 
 def round_weights(
-    model: QuantizedModel, method: Rounding, progress: Progress = no_progress
+    model: QuantizedModel,
+    method: Rounding,
+    effort: Effort = Effort.STANDARD,
+    progress: Progress = no_progress,
 ) -> QuantizedModel:
     """Round the weights of all layers below 8 bits by a method, where there is what it needs.
 
@@ -28,7 +32,8 @@ def round_weights(
     Args:
         model: the model with nearest codes.
         method: how.
-        progress: called as layers are done.
+        effort: how long to learn.
+        progress: called as layers are done, and at every step of learning.
     """
     total = narrow_layers(model)
     if method is Rounding.NEAREST or not total:
@@ -39,7 +44,10 @@ def round_weights(
     rounded = round_sequentially(
         model, reference, lambda done: progress("round weights", done / total)
     )
-    return _decided(rounded, "gptq")
+    rounded = _decided(rounded, "gptq")
+    if method is Rounding.LEARNED:
+        rounded = learn_rounding(rounded, reference, learning_for(effort), progress)
+    return rounded
 
 
 def _decided(model: QuantizedModel, rounding: str) -> QuantizedModel:

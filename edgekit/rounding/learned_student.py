@@ -15,6 +15,10 @@ from edgekit.reference import Reference, channel_axis
 from edgekit.rounding.learned_ops import compare, quantize
 from edgekit.sites import SITE, Role, Site, layer_name
 
+_VALUES = 1 << 26
+"""Outputs of weighted layers that a step computes: a quarter GiB, and backward keeps three times as
+much. Lite0 then takes 10 images of 224 x 224."""
+_FEWEST, _MOST = 4, 32
 Edge = tuple[str, int]
 """A tensor's grid: the tensor's node, and the width."""
 
@@ -33,15 +37,15 @@ class SoftWeight:
     growth: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor, start: WeightCodes) -> SoftWeight:
-        """Begin at the float weight itself, on the grid of given codes."""
+    def of(cls, weight: Tensor, start: WeightCodes, pull: float) -> SoftWeight:
+        """Begin between the float weight and given codes, ``pull`` of the way to these."""
         scheme = weight_scheme(start.bits, start.axis)
         scaled = weight / broadcast(start.scale, start.axis, weight.dim())
         down = scaled.floor().clamp_(scheme.quant_min, scheme.quant_max - 1)
         return cls(
             start,
             down,
-            (scaled - down).clamp_(0, 1).requires_grad_(),
+            (scaled + pull * (start.codes - scaled) - down).clamp_(0, 1).requires_grad_(),
             torch.zeros_like(start.scale).requires_grad_(),
         )
 
@@ -84,7 +88,7 @@ def edge_of(lowered: LoweredModel, index: int, grid: QParams) -> Edge:
     return lowered.placement.tensors[lowered.sited.sites[index].tensor], grid.scheme.bits
 
 
-def variables_of(lowered: LoweredModel) -> Variables:
+def variables_of(lowered: LoweredModel, pull: float) -> Variables:
     """Return what can be learned of a model: weights and activations below 8 bits.
 
     Codes in blocks stay as they are.
@@ -99,7 +103,7 @@ def variables_of(lowered: LoweredModel) -> Variables:
         if codes.bits < 8 and codes.block is None and name not in weights:
             weight = constant(lowered.sited.model.graph, lowered.sited.node(site.tensor))
             assert weight is not None
-            weights[name] = SoftWeight.of(weight.detach(), codes)
+            weights[name] = SoftWeight.of(weight.detach(), codes, pull)
     factors = {
         edge_of(lowered, index, grid): torch.ones(()).requires_grad_()
         for index, grid in lowered.activations.items()
@@ -126,23 +130,27 @@ class Teacher(fx.Interpreter):
         return value
 
 
+def affordable_batch(reference: Reference) -> int:
+    """Return how many samples one step of learning takes."""
+    teacher = Teacher(reference)
+    with torch.no_grad():
+        teacher.run(*(value[:1] for value in reference.inputs))
+    values = sum(output.numel() for output in teacher.outputs.values())
+    return min(max(_VALUES // values, _FEWEST), _MOST)
+
+
 class Student(fx.Interpreter):
     """The quantized network on a reference, its layers' means held at those of the float one.
 
     Biases are corrected elsewhere, so errors that a bias takes back are none here.
-
-    Attributes:
-        steepness: of the soft rounding (:meth:`SoftWeight.value`); ``None`` is hard.
     """
 
-    def __init__(
-        self, lowered: LoweredModel, reference: Reference, variables: Variables | None
-    ) -> None:
+    def __init__(self, lowered: LoweredModel, reference: Reference, variables: Variables) -> None:
         super().__init__(reference.graph)
-        self.steepness: float | None = None
+        self._steepness: float | None = None
         self._lowered = lowered
         self._reference = reference
-        self._variables = Variables({}, {}) if variables is None else variables
+        self._variables = variables
         self._teacher = Teacher(reference)
         self._sites: dict[str, Site] = {
             site.consumer: site
@@ -151,12 +159,17 @@ class Student(fx.Interpreter):
         }
         self._losses: list[Tensor] = []
 
-    def loss(self, inputs: tuple[Tensor, ...]) -> Tensor:
+    def loss(self, inputs: tuple[Tensor, ...], steepness: float | None) -> Tensor:
         """Return how far the quantized network is from the float one.
 
         That is the mean over the weighted layers of the squared error of their output, relative to
         its variance; a scalar.
+
+        Args:
+            inputs: one tensor for each network input.
+            steepness: of the soft rounding (:meth:`SoftWeight.value`); ``None`` is hard.
         """
+        self._steepness = steepness
         with torch.no_grad():
             self._teacher.run(*inputs)
         self._losses = []
@@ -200,9 +213,9 @@ class Student(fx.Interpreter):
         soft = self._variables.weights.get(layer_name(n))
         if soft is None:
             weight = codes.dequantize()
-        elif self.steepness is None:
+        elif self._steepness is None:
             weight = soft.codes().dequantize()
         else:
-            weight = soft.value(self.steepness)
+            weight = soft.value(self._steepness)
         factor = self._reference.factors.get(n.name)
         return weight if factor is None else weight * broadcast(factor, codes.axis, weight.dim())

@@ -79,6 +79,7 @@ def stopped(engine: Distill, model: CapturedModel, path: Path, after: int) -> No
         (ENGINE, 2),
         (ENGINE, 11),
         (replace(ENGINE, swing=True), 6),
+        (ENGINE.portable(), 6),
         (replace(ENGINE, losses=CLASSES), 2),  # before class statistics count
         (replace(ENGINE, losses=CLASSES), 8),
     ],

@@ -63,7 +63,7 @@ def output_error(model: QuantizedModel, module: nn.Module) -> float:
 
 def test_the_whole_network_gains(model: QuantizedModel, module: nn.Module) -> None:
     seen: list[float] = []
-    rounded = round_weights(model, Rounding.GPTQ, lambda _text, share: seen.append(share))
+    rounded = round_weights(model, Rounding.GPTQ, progress=lambda _text, share: seen.append(share))
     # stem and head have 8 bits, the transposed convolution keeps its nearest codes
     changed = {
         k for k, c in rounded.codes.items() if not torch.equal(c.codes, model.codes[k].codes)
