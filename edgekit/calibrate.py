@@ -93,8 +93,8 @@ def choose(model: CapturedModel, name: str, effort: Effort) -> tuple[str, str]:
     """Return the calibration to use, and why.
 
     ``auto`` takes the engine of the effort where there is something for it to match: stored
-    statistics of a BatchNorm, and a float input to shape; at ``standard``, if the network is small
-    enough for it to converge. Otherwise it falls back to renorm.
+    statistics of a BatchNorm, and a float input to shape; and if the network is small enough for it
+    to converge. Otherwise it falls back to renorm.
     """
     if name != "auto":
         return name, "named by --calibration"
@@ -106,10 +106,10 @@ def choose(model: CapturedModel, name: str, effort: Effort) -> tuple[str, str]:
     if not any(spec.dtype.startswith("float") for spec in model.inputs):
         return "renorm", f"auto: no float input that {wanted} could shape"
     work = multiplications(model.graph)
-    if effort is Effort.STANDARD and work > _CONVERGES:
+    if work > _CONVERGES:
         return "renorm", (
             f"auto: {wanted} would not converge in minutes on {work / 1e6:.0f} million "
-            "multiplications a sample; --effort best tries"
+            f"multiplications a sample; --calibration {wanted} tries"
         )
     return wanted, f"auto: the engine of effort {effort.value}"
 
