@@ -12,7 +12,7 @@ from hostile.making import torch_bytes
 from hostile.pickles import checkpoint_with
 
 _RECIPE: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "model_sha256": None,
     "arch": ZOO,
     "inputs": [{"name": "x", "shape": [1, 3, 32, 32], "dtype": "float32", "variable_axes": []}],
@@ -27,6 +27,9 @@ _RECIPE: dict[str, Any] = {
     "seed": 0,
     "threads": 1,
     "edgekit": "0",
+    "end_bits": 8,
+    "bits": {},
+    "rounding": "gptq",
 }
 _INPUT = {"name": "x", "shape": [1, 3, 8, 8], "dtype": "float32", "variable_axes": []}
 _TARGET: dict[str, Any] = {
