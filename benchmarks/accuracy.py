@@ -10,6 +10,7 @@ difference of a few images in agreement is noise. ``benchmarks/README.md`` says 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         unknown += sorted(set(options.engines.split(",")) - set(_ENGINES))
         if unknown:
             raise DataError(f"unknown: {', '.join(unknown)}")
+        if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+            raise DataError("--plot needs matplotlib: pip install 'edgekit-quant[benchmarks]'")
         data = find_data(names)
     except DataError as error:
         print(error, file=sys.stderr)
