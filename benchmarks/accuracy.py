@@ -202,7 +202,9 @@ def _plot(networks: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(networks), figsize=(5 * len(networks), 4), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(networks), figsize=(5 * len(networks), 4), squeeze=False, layout="constrained"
+    )
     marker: Callable[[str], str] = dict(zip(_ENGINES, "osD^*", strict=True)).__getitem__
     for axis, (name, network) in zip(axes[0], networks.items(), strict=True):
         for engine in dict.fromkeys(row["engine"] for row in network["rows"]):
