@@ -39,6 +39,7 @@ def quantize_observed(
     chosen: Mapping[str, LayerBits] | None = None,
     rounding: Rounding = Rounding.GPTQ,
     effort: Effort = Effort.STANDARD,
+    seed: int = 0,
     progress: Progress = no_progress,
 ) -> QuantizedModel:
     """Fold, equalize and quantize a network with what a calibration observed.
@@ -51,6 +52,7 @@ def quantize_observed(
         chosen: widths of single layers by name.
         rounding: how weights of less than 8 bits are rounded.
         effort: how long learned rounding takes.
+        seed: seed of what it learns on.
         progress: called as the work advances.
     """
     statistics = with_normalization_prior(captured, statistics)
@@ -60,7 +62,7 @@ def quantize_observed(
     equal, statistics, lifted = equalize(folded, statistics, bits)
     decisions = {"equalized": dict(lifted)}
     nearest = quantize_model(insert_sites(equal), statistics, SCHEMES[scheme], bits, decisions)
-    return round_weights(nearest, rounding, effort, progress)
+    return round_weights(nearest, rounding, effort, seed, progress)
 
 
 def lower_for(quantized: QuantizedModel, target: Target, cpu: Cpu) -> LoweredModel:

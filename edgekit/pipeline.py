@@ -203,6 +203,7 @@ def quantize(
                     chosen=configuration.bits,
                     rounding=configuration.rounding,
                     effort=configuration.effort,
+                    seed=configuration.seed,
                     progress=inner,
                 )
             with stages.stage("export") as inner:

@@ -23,6 +23,7 @@ def round_weights(
     model: QuantizedModel,
     method: Rounding,
     effort: Effort = Effort.STANDARD,
+    seed: int = 0,
     progress: Progress = no_progress,
 ) -> QuantizedModel:
     """Round the weights of all layers below 8 bits by a method, where there is what it needs.
@@ -33,6 +34,7 @@ def round_weights(
         model: the model with nearest codes.
         method: how.
         effort: how long to learn.
+        seed: of the inputs that are learned on.
         progress: called as layers are done, and at every step of learning.
     """
     total = narrow_layers(model)
@@ -46,7 +48,7 @@ def round_weights(
     )
     rounded = _decided(rounded, "gptq")
     if method is Rounding.LEARNED:
-        rounded = learn_rounding(rounded, reference, learning_for(effort), progress)
+        rounded = learn_rounding(rounded, reference, learning_for(effort, seed), progress)
     return rounded
 
 

@@ -63,9 +63,9 @@ class Learning:
     seed: int = 0
 
 
-def learning_for(effort: Effort) -> Learning:
+def learning_for(effort: Effort, seed: int) -> Learning:
     """Return the options that suit an effort."""
-    return Learning(steps=_STEPS[effort])
+    return Learning(steps=_STEPS[effort], seed=seed)
 
 
 def learn_rounding(
