@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks._images import image_set
 from benchmarks._process import answer
 from benchmarks._runtimes import open_inference
@@ -14,13 +16,16 @@ def predict(request: dict[str, Any]) -> dict[str, Any]:
     """Run an artifact over the evaluation set at batch 1.
 
     Request: ``case``, ``data``, ``images`` (their number or null), ``runtime``, ``path``,
-    ``layers`` (whether to read the executed precision back).
+    ``layers`` (whether to read the executed precision back); with ``outputs``, a ``.npy`` file,
+    the outputs are written there.
     """
     images = image_set(request, request["images"])
     infer = open_inference(request["runtime"], request["path"])
-    predicted = [int(infer(images.input(index))[0].argmax()) for index in range(len(images))]
+    outputs = np.stack([infer(images.input(index))[0] for index in range(len(images))])
+    if "outputs" in request:
+        np.save(request["outputs"], outputs)
     return {
-        "predicted": predicted,
+        "predicted": outputs.argmax(1).tolist(),
         "labels": [images.label(index) for index in range(len(images))],
         "convolutions": _convolutions(request) if request["layers"] else None,
         "size_bytes": _size(Path(request["path"])),

@@ -1,60 +1,99 @@
-"""NNCF and ONNX Runtime's quantizer on real images, and on inputs that edgekit made."""
+"""NNCF and ONNX Runtime's quantizer as engines: on real images, and on inputs that edgekit made."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks._cases import Case
 from benchmarks._measure import edgekit_command
 from benchmarks._process import StepError, run_measured, run_step
 
 _SAMPLES = 128  # of real images, and made
-_PEERS = {"nncf": ("nncf", "nncf.xml", "openvino"), "onnxruntime_full": (
-    "onnxruntime_full", "onnxruntime.onnx", "onnxruntime"
-)}  # fmt: skip
+_OURS = " on our set"
+
+
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    """A quantizer: its step, the file that it writes, and the runtime of that."""
+
+    step: str
+    file: str
+    runtime: str
+
+
+_PEERS = {
+    "nncf": _Peer("nncf", "nncf.xml", "openvino"),
+    "onnxruntime quantizer": _Peer("onnxruntime_full", "onnxruntime.onnx", "onnxruntime"),
+}
+PEER_ENGINES = tuple(f"{name}{data}" for name in _PEERS for data in (_OURS, ""))
+"""Names as engines; without "on our set" a peer takes real images."""
+
+
+@dataclass(frozen=True)
+class PeerResult:
+    """What one peer made of a network.
+
+    Attributes:
+        engine: one of :data:`PEER_ENGINES`.
+        target: runtime that executed it.
+        seconds: time of its calibration and quantization, and of making our set where it took that.
+        outputs: first output for every image, ``[N, K]``; ``None`` where it failed.
+        failure: why.
+    """
+
+    engine: str
+    target: str
+    seconds: float
+    outputs: np.ndarray | None
+    failure: str = ""
 
 
 def fed_peers(
-    case: Case, data: Path, images: int | None, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Return for each peer the agreement with float on either kind of calibration data, percent.
+    case: Case, data: Path, images: int | None, engines: Sequence[str], made: Path | None = None
+) -> Iterator[PeerResult]:
+    """Quantize a network with peers, and execute what they wrote on the evaluation images.
 
-    What fails is recorded as a text in place of the figure.
+    Args:
+        case: the network.
+        data: folder of the evaluation data.
+        images: how many evaluation images.
+        engines: of :data:`PEER_ENGINES`.
+        made: file of ``edgekit synthesize`` to take as our set, instead of making one.
+
+    Raises:
+        StepError: our set cannot be made, or the float network not be exported.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix="edgekit-benchmark-") as scratch:
         folder = Path(scratch)
-        weights = _weights(case, data, folder)
-        made = folder / "made.npz"
-        started = time.perf_counter()
-        run_measured(_synthesis(case, weights, made))
-        seconds = round(time.perf_counter() - started, 1)
+        weights = weights_file(case, data, folder)
+        seconds = 0.0
+        if made is None and any(engine.endswith(_OURS) for engine in engines):
+            made, seconds = synthesized(case, weights, folder)
         floating = folder / "float.onnx"
         request = {"case": case.name, "data": str(data)}
         run_step("_reference", {**request, "weights": str(weights), "out": str(floating)})
-        wanted = _predictions(request, "onnxruntime", floating, images)
-        found: dict[str, Any] = {"synthesis_seconds": seconds, "samples": _SAMPLES}
-        for peer, (step, file, runtime) in _PEERS.items():
-            for source in ("real", "made"):
-                out = folder / f"{source}_{file}"
-                asked = {**request, "peer": step, "samples": _SAMPLES, "float": str(floating)}
-                asked["out"] = str(out)
-                if source == "made":
-                    asked["inputs"] = str(made)
-                try:
-                    run_step("_peers", asked)
-                    value: object = _agreement(wanted, _predictions(request, runtime, out, images))
-                except StepError as error:
-                    value = str(error)
-                found[f"{peer} on {source} data"] = value
-                say(f"{case.name} {peer} on {source} data: {value}")
-        return found
+        request["float"] = str(floating)
+        for engine in engines:
+            own = made if engine.endswith(_OURS) else None
+            result = _result(request, engine, own, images, folder)
+            yield PeerResult(
+                engine,
+                result.target,
+                round(result.seconds + (seconds if own is not None else 0.0), 1),
+                result.outputs,
+                result.failure,
+            )
 
 
-def _weights(case: Case, data: Path, folder: Path) -> Path:
+def weights_file(case: Case, data: Path, folder: Path) -> Path:
+    """Return the file of a case's weights; those of the zoo are written into ``folder``."""
     if case.weights is not None:
         return data / case.weights
     path = folder / "weights.pt"
@@ -62,23 +101,38 @@ def _weights(case: Case, data: Path, folder: Path) -> Path:
     return path
 
 
-def _synthesis(case: Case, weights: Path, out: Path) -> list[str]:
-    stated = []
+def synthesized(case: Case, weights: Path, folder: Path) -> tuple[Path, float]:
+    """Let ``edgekit synthesize`` make a set; return its file and the seconds that it took."""
+    out, stated = folder / "made.npz", []
     if case.weights is not None:
         shape = "x".join(map(str, case.shape))
         stated = ["--arch", case.arch, "--input", shape, "--preprocessing", case.preprocessing]
     command = [edgekit_command(), "synthesize", str(weights), "-n", str(_SAMPLES), "-o", str(out)]
-    return [*command, *stated, "--json"]
+    usage = run_measured([*command, *stated, "--json"])
+    return out, usage.seconds
 
 
-def _predictions(
-    request: dict[str, str], runtime: str, path: Path, images: int | None
-) -> list[int]:
+def _result(
+    request: dict[str, str], engine: str, made: Path | None, images: int | None, folder: Path
+) -> PeerResult:
+    peer = _PEERS[engine.removesuffix(_OURS)]
+    out = folder / f"{'made' if made else 'real'}_{peer.file}"
+    asked: dict[str, Any] = {**request, "peer": peer.step, "samples": _SAMPLES, "out": str(out)}
+    if made is not None:
+        asked["inputs"] = str(made)
+    started = time.perf_counter()
+    try:
+        seconds = run_step("_peers", asked)["seconds"]
+        outputs = _outputs(request, peer.runtime, out, images)
+    except StepError as error:
+        message = str(error).replace(str(folder), folder.name)
+        return PeerResult(engine, peer.runtime, time.perf_counter() - started, None, message)
+    return PeerResult(engine, peer.runtime, seconds, outputs)
+
+
+def _outputs(request: dict[str, str], runtime: str, path: Path, images: int | None) -> np.ndarray:
+    file = path.with_suffix(".npy")
     asked = {**request, "runtime": runtime, "path": str(path), "images": images, "layers": False}
-    predictions: list[int] = run_step("_accuracy", asked)["predicted"]
-    return predictions
-
-
-def _agreement(wanted: list[int], found: list[int]) -> float:
-    same = sum(a == b for a, b in zip(wanted, found, strict=True))
-    return round(100 * same / len(wanted), 2)
+    run_step("_accuracy", {**asked, "outputs": str(file)})
+    outputs: np.ndarray = np.load(file, allow_pickle=False)
+    return outputs

@@ -14,10 +14,11 @@ from benchmarks._cases import Case
 from benchmarks._images import ImageSet
 from edgekit.artifacts import lower_for, quantize_observed
 from edgekit.capture import CapturedModel, capture
-from edgekit.loading import load
+from edgekit.loading import LoadedModel, load
 from edgekit.lowering import LoweredModel
 from edgekit.options import InputOption, parse_preprocessing
 from edgekit.quant.statistics import Statistics
+from edgekit.quantized import QuantizedModel
 from edgekit.registry import RUNNERS
 from edgekit.simulate import simulate
 from edgekit.target_choice import target_named
@@ -79,18 +80,26 @@ def paired_interval(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> Inte
     return Interval(float(difference.mean()), float(low), float(high))
 
 
-def captured_case(case: Case, data: Path) -> CapturedModel:
-    """Load a case's network as the command line would, and capture it."""
+def loaded_case(case: Case, data: Path) -> LoadedModel:
+    """Load a case's network as the command line would."""
     if case.weights is None:
         with tempfile.TemporaryDirectory() as scratch:
-            loaded = load(save_model(case.arch.removeprefix("zoo:"), Path(scratch) / "model.pt"))
-    else:
-        loaded = load(
-            data / case.weights,
-            arch=case.arch,
-            inputs=(InputOption(None, case.shape),),
-            preprocessing=parse_preprocessing(case.preprocessing),
-        )
+            return load(save_model(case.arch.removeprefix("zoo:"), Path(scratch) / "model.pt"))
+    return load(
+        data / case.weights,
+        arch=case.arch,
+        inputs=(InputOption(None, case.shape),),
+        preprocessing=parse_preprocessing(case.preprocessing),
+    )
+
+
+def captured_case(case: Case, data: Path) -> CapturedModel:
+    """Load a case's network, and capture it."""
+    return captured(loaded_case(case, data))
+
+
+def captured(loaded: LoadedModel) -> CapturedModel:
+    """Capture a network with all that is known of it."""
     return capture(
         loaded.module,
         loaded.inputs,
@@ -133,6 +142,24 @@ def simulated_outputs(
         cpu: instruction set to be exact on.
     """
     quantized = quantize_observed(model, statistics, scheme)
+    return lowered_outputs(quantized, images, targets=targets, cpu=cpu)
+
+
+def lowered_outputs(
+    quantized: QuantizedModel,
+    images: torch.Tensor,
+    *,
+    targets: Sequence[str] = tuple(RUNNERS),
+    cpu: Cpu = Cpu.AVX2,
+) -> Mapping[str, np.ndarray]:
+    """Return each target's first output for every image.
+
+    Args:
+        quantized: the neutral quantized model.
+        images: network inputs, batch first.
+        targets: names of the targets.
+        cpu: instruction set to be exact on.
+    """
     return {
         name: _simulated(lower_for(quantized, target_named(name), cpu), images) for name in targets
     }
@@ -145,4 +172,5 @@ def _simulated(lowered: LoweredModel, images: torch.Tensor) -> np.ndarray:
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return result

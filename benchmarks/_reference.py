@@ -14,11 +14,7 @@ _OPSET = 18  # ONNX Runtime's quantizer takes it
 
 
 def export_float(request: dict[str, Any]) -> dict[str, Any]:
-    """Write the network with ``torch.onnx.export``, dynamic batch.
-
-    Not edgekit's own ``float/model.onnx``: whatever edgekit does to a network must not reach the
-    peers. Request: ``case``, ``weights``, ``out``.
-    """
+    """Write a case's network. Request: ``case``, ``weights``, ``out``."""
     import edgekit
     from edgekit.options import InputOption
 
@@ -26,10 +22,20 @@ def export_float(request: dict[str, Any]) -> dict[str, Any]:
     arch = None if case.weights is None else case.arch
     inputs = () if case.weights is None else (InputOption(None, case.shape),)
     module = edgekit.load(Path(request["weights"]), arch=arch, inputs=inputs).module
+    write_float(module, case.shape, Path(request["out"]))
+    return {}
+
+
+def write_float(module: torch.nn.Module, shape: tuple[int, ...], out: Path) -> None:
+    """Write a network of one input with ``torch.onnx.export``, dynamic batch.
+
+    Not edgekit's own ``float/model.onnx``: whatever edgekit does to a network must not reach the
+    peers.
+    """
     torch.onnx.export(
         module,
-        (torch.zeros(2, *case.shape[1:]),),  # batch 2: a batch of 1 would be taken as constant
-        request["out"],
+        (torch.zeros(2, *shape[1:]),),  # batch 2: a batch of 1 would be taken as constant
+        str(out),
         input_names=["image"],
         output_names=["logits"],
         opset_version=_OPSET,
@@ -38,7 +44,6 @@ def export_float(request: dict[str, Any]) -> dict[str, Any]:
         external_data=False,
         verbose=False,
     )
-    return {}
 
 
 if __name__ == "__main__":

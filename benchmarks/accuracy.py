@@ -24,7 +24,7 @@ import torch
 
 from benchmarks._cases import CASES, DATA_VARIABLE, Case, DataError, find_data
 from benchmarks._conditions import conditions, load_average
-from benchmarks._fed_peers import fed_peers
+from benchmarks._fed_peers import PEER_ENGINES, PeerResult, fed_peers
 from benchmarks._fidelity import (
     Interval,
     agreement,
@@ -35,18 +35,20 @@ from benchmarks._fidelity import (
     paired_interval,
     simulated_outputs,
 )
+from benchmarks._process import StepError
 from edgekit.calibrate import calibrate, samples_of
 from edgekit.capture import CapturedModel
 from edgekit.observe import observe_set
 from edgekit.quant.statistics import Statistics
-from edgekit.registry import RUNNERS
 from edgekit.synthetic import SyntheticSet
 
-_SCHEMA = 1
+_SCHEMA = 2
 _USER_ERROR = 2
 _REFERENCE = "renorm"
 _CONTROL = "real images"
 _ENGINES = ("renorm", "distill", "clusterq", "noise", _CONTROL)
+_PATHS = ("json", "plot")
+_PEER_SCHEME = "w8a8"
 _STOCHASTIC = ("distill", "clusterq", "renorm")
 
 
@@ -58,7 +60,9 @@ class Row:
         kl: mean divergence by target, nats.
         against_renorm: difference to renorm with the same seed; negative is better.
         agreement: images with the same best class as the float network, percent, by target.
-        seconds: time of the calibration alone.
+        seconds: time of the calibration alone; of peers, of all their work and of making our set.
+        executed: whether the target's runtime ran it, as for peers; else it is simulated, which
+            equals what runs.
     """
 
     engine: str
@@ -69,6 +73,7 @@ class Row:
     against_renorm: Mapping[str, Interval]
     agreement: Mapping[str, float]
     notes: tuple[str, ...]
+    executed: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = options.networks.split(",")
     try:
         unknown = sorted(set(names) - set(CASES))
-        unknown += sorted(set(options.engines.split(",")) - set(_ENGINES))
+        unknown += sorted(set(options.engines.split(",")) - {*_ENGINES, *PEER_ENGINES})
         if unknown:
             raise DataError(f"unknown: {', '.join(unknown)}")
         if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
@@ -87,13 +92,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return _USER_ERROR
     where, started = conditions(), time.perf_counter()
-    networks = {name: _network(CASES[name], data, options) for name in names}
+    try:
+        networks = {name: _network(CASES[name], data, options) for name in names}
+    except StepError as error:
+        print(error, file=sys.stderr)
+        return _USER_ERROR
     where["load_average_after"] = load_average()
     where["seconds"] = round(time.perf_counter() - started, 1)
     document = {
         "schema_version": _SCHEMA,
         "conditions": where,
-        "options": {k: str(v) for k, v in vars(options).items() if k not in ("json", "plot")},
+        "options": {
+            k: v.name if isinstance(v, Path) else str(v)  # folders of this machine are no result
+            for k, v in vars(options).items()
+            if k not in _PATHS
+        },
         "networks": networks,
     }
     if options.json is not None:
@@ -110,11 +123,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--networks", default="cifar10_resnet20,cifar10_resnet8", help=f"of {', '.join(CASES)}")
-    add("--engines", default=",".join(_ENGINES), help=f"of {', '.join(_ENGINES)}")
+    known = ", ".join((*_ENGINES, *PEER_ENGINES))
+    add("--engines", default=",".join(_ENGINES), help=f"of {known}")
     add("--schemes", default="w8a8", help="quantization schemes, separated by commas")
     add("--seeds", type=int, default=3, help="seeds of stochastic engines (default 3)")
     add("--images", type=int, default=2000, help="evaluation images (default 2000)")
-    add("--peers", action="store_true", help="NNCF and ONNX Runtime on real and on our inputs")
+    add("--peers", action="store_true", help="all peers beside the other engines")
+    add("--made", type=Path, metavar="FILE", help="our set for peers, instead of making one")
     add("--json", type=Path, metavar="FILE", help="write everything that was measured")
     add("--plot", type=Path, metavar="FILE", help="picture of fidelity against seconds")
     parser.epilog = f"The evaluation data is found through {DATA_VARIABLE}."
@@ -126,7 +141,10 @@ def _network(case: Case, data: Path, options: argparse.Namespace) -> dict[str, A
     images = image_tensor(case, data, options.images)
     wanted = float_outputs(model, images)
     rows: list[Row] = []
-    engines = sorted(options.engines.split(","), key=lambda name: name != _REFERENCE)
+    named = options.engines.split(",")
+    peers = [name for name in PEER_ENGINES if options.peers or name in named]
+    engines = sorted(set(named) - set(PEER_ENGINES), key=_order)
+    failures: dict[str, str] = {}
     for scheme in options.schemes.split(","):
         base: dict[int, Mapping[str, np.ndarray]] = {}
         for engine in engines:
@@ -136,8 +154,42 @@ def _network(case: Case, data: Path, options: argparse.Namespace) -> dict[str, A
                     base[seed] = found
                 rows.append(row)
                 print(_line(case.name, row), flush=True)
-    peers = fed_peers(case, data, options.images, print) if options.peers else {}
-    return {"images": len(images), "rows": [asdict(row) for row in rows], "peers": peers}
+        if scheme != _PEER_SCHEME or not peers:
+            continue
+        for result in fed_peers(case, data, options.images, peers, options.made):
+            if result.outputs is None:
+                failures[result.engine] = result.failure
+                print(f"{case.name} {result.engine} failed: {result.failure}", flush=True)
+                continue
+            rows.append(_peer_row(result, result.outputs, wanted, base.get(0, {})))
+            print(_line(case.name, rows[-1]), flush=True)
+    return {"images": len(images), "rows": [asdict(row) for row in rows], "failures": failures}
+
+
+def _order(engine: str) -> int:
+    """Renorm first, which the others are compared with."""
+    return -1 if engine == _REFERENCE else _ENGINES.index(engine)
+
+
+def _peer_row(
+    result: PeerResult,
+    outputs: np.ndarray,
+    wanted: np.ndarray,
+    reference: Mapping[str, np.ndarray],
+) -> Row:
+    target, found = result.target, logit_kl(wanted, outputs)
+    against = reference.get(target)
+    return Row(
+        engine=result.engine,
+        scheme=_PEER_SCHEME,
+        seed=0,
+        seconds=result.seconds,
+        kl={target: float(found.mean())},
+        against_renorm={} if against is None else {target: paired_interval(found, against)},
+        agreement={target: agreement(wanted, outputs)},
+        notes=(),
+        executed=True,
+    )
 
 
 def _measure(
@@ -182,17 +234,13 @@ def _statistics(model: CapturedModel, images: torch.Tensor, engine: str, seed: i
 
 def _line(network: str, row: Row) -> str:
     parts = [f"{network} {row.scheme} {row.engine:12} seed {row.seed} {row.seconds:7.1f} s"]
-    for name in RUNNERS:
+    for name, divergence in row.kl.items():
         interval = row.against_renorm.get(name)
         told = (
             "" if interval is None else f" [{1e3 * interval.low:+.2f}, {1e3 * interval.high:+.2f}]"
         )
-        parts.append(f"{name} {1e3 * row.kl[name]:.2f}e-3{told} {row.agreement[name]:.1f} %")
+        parts.append(f"{name} {1e3 * divergence:.2f}e-3{told} {row.agreement[name]:.1f} %")
     return "  ".join(parts)
-
-
-def _bounds(interval: Interval) -> str:
-    return f" [{1e3 * interval.low:+.2f}, {1e3 * interval.high:+.2f}]"
 
 
 def _plot(networks: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -205,7 +253,8 @@ def _plot(networks: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(
         1, len(networks), figsize=(5 * len(networks), 4), squeeze=False, layout="constrained"
     )
-    marker: Callable[[str], str] = dict(zip(_ENGINES, "osD^*", strict=True)).__getitem__
+    names = (*_ENGINES, *PEER_ENGINES)
+    marker: Callable[[str], str] = dict(zip(names, "osD^*PXpx", strict=True)).__getitem__
     for axis, (name, network) in zip(axes[0], networks.items(), strict=True):
         for engine in dict.fromkeys(row["engine"] for row in network["rows"]):
             rows = [row for row in network["rows"] if row["engine"] == engine]

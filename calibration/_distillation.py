@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from edgekit.capture import CapturedModel
+from edgekit.checkpointing import Checkpoint, run_identity
 from edgekit.errors import CalibrationError, ConfigError
 from edgekit.signals import signal_bounds
 from edgekit.synthetic import SyntheticSet
 from edgekit.types import Progress
 
 from ._budget import affordable_rounds
-from ._checkpoint import Checkpoint, run_identity
 from ._class_network import ClassNetwork
 from ._clusterq_options import Losses
 from ._draws import SAMPLES, TRAIN, ClassBatch, class_batch, stream

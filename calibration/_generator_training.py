@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from edgekit.checkpointing import Checkpoint
 from edgekit.errors import CalibrationError
+from edgekit.memory import is_out_of_memory
 from edgekit.types import Progress
 
-from ._checkpoint import Checkpoint
 from ._clusterq_options import Losses, Schedule
 from ._draws import CENTROIDS, CLUSTERS, HELD_OUT, TRAIN, stream
 from ._image_source import ImageSource
-from ._memory import is_out_of_memory
 from ._objective import Objective
 from ._selection import Selection
 
@@ -60,6 +61,7 @@ class GeneratorTraining:
         self._objective = Objective(source.network, losses)
         self._adam = torch.optim.Adam(source.generator.parameters(), lr=schedule.lr, betas=_BETAS)
         self.selection = Selection()
+        self.made: tuple[tuple[Tensor, ...], Tensor] | None = None
         self.state = TrainingState(source.network.whole(schedule.batch))
         self._check(losses)
 
@@ -70,7 +72,7 @@ class GeneratorTraining:
             CalibrationError: no loss was finite from the start, or memory does not suffice.
         """
         if checkpoint is not None and (saved := checkpoint.load()) is not None:
-            self._restore(saved)
+            self.restore(saved)
         state, total = self.state, self._schedule.epochs * self._schedule.steps
         begun, spent, first = time.monotonic(), state.seconds, state.step
         while state.step < total and not state.ended:
@@ -82,12 +84,23 @@ class GeneratorTraining:
             elapsed = time.monotonic() - begun
             state.seconds = spent + elapsed
             if checkpoint is not None and checkpoint.due():
-                checkpoint.save(self._saved())
+                checkpoint.save(self.saved())
             left = elapsed / max(state.step - first, 1) * (total - state.step)
             progress(self._line(values, left), state.step / total)
         if checkpoint is not None:
-            checkpoint.save(self._saved())
+            checkpoint.save(self.saved())
         self.selection.take(self.source.generator)
+
+    def further(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Take one step more, at the least rate, and return the images that it was taken on.
+
+        Returns:
+            The network's inputs and their classes ``[N]``, on the network's device.
+        """
+        self._step(self._schedule.rate(self._schedule.epochs))
+        self.state.step += 1
+        assert self.made is not None
+        return self.made
 
     def _advance(self) -> dict[str, float]:
         """Take one step, and judge the generator at the end of an epoch; return the losses."""
@@ -109,7 +122,9 @@ class GeneratorTraining:
         source, objective, state = self.source, self._objective, self.state
         draws = stream(self._seed, TRAIN, state.step)
         batch = source.batch(state.step, state.batch, self._schedule.classes)
-        seen = source.network.run(source.inputs(batch, draws, augment=True))
+        inputs = source.inputs(batch, draws, augment=True)
+        self.made = tuple(value.detach() for value in inputs), batch.labels
+        seen = source.network.run(inputs)
         terms = objective.terms(seen, source.logits(seen), batch, draws)
         numbers = torch.stack([value.detach() for value in terms.values.values()]).tolist()
         values = dict(zip(terms.values, numbers, strict=True))
@@ -205,7 +220,8 @@ class GeneratorTraining:
 
     # -- a checkpoint's content -----------------------------------------------------------------
 
-    def _saved(self) -> dict[str, Any]:
+    def saved(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
         centroids, classes = self._objective.centroids, self.source.network.classes
         return {
             "state": asdict(self.state),
@@ -216,7 +232,8 @@ class GeneratorTraining:
             "selection": self.selection.state(),
         }
 
-    def _restore(self, saved: Mapping[str, Any]) -> None:
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take over what :meth:`saved` returned."""
         self.state = TrainingState(**saved["state"])
         self.source.generator.load_state_dict(saved["generator"])
         self._adam.load_state_dict(saved["adam"])

@@ -7,8 +7,8 @@ After a warm-up, each class has a centroid of the statistics in the deep layers,
 are pulled to (``L_SFDA``), with room to vary (``L_ICV``); the centroids follow as a moving average.
 
 Networks without class logits have clusters of their deep features as classes, so any network with
-BatchNorm will do. The paper's second half, a student fine-tuned on these images, belongs behind
-:meth:`ClusterQ.synthesize` and concerns bit widths below 8.
+BatchNorm will do. The paper's second half, a student fine-tuned on these images while the generator
+goes on learning, takes :class:`~._generator_stream.GeneratorStream` (``edgekit.rounding.student``).
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ import torch
 from torch import Tensor
 
 from edgekit.capture import CapturedModel
+from edgekit.checkpointing import Checkpoint, run_identity
 from edgekit.errors import CalibrationError, ConfigError
+from edgekit.memory import is_out_of_memory
 from edgekit.synthetic import SyntheticSet
 from edgekit.types import Progress, no_progress
 
-from ._checkpoint import Checkpoint, run_identity
 from ._class_network import ClassNetwork
 from ._clusterq_options import Losses, Making, Schedule
 from ._draws import SAMPLES, stream
 from ._generator import LabelForm
+from ._generator_stream import GeneratorStream
 from ._generator_training import GeneratorTraining
 from ._image_source import ImageSource
-from ._memory import is_out_of_memory
 from ._statistics_losses import Scale, Variation
 
 __all__ = [
@@ -156,6 +157,10 @@ class ClusterQ:
             kept = Checkpoint(checkpoint, run_identity(model, self._trained(), network.device))
         training.run(kept, lambda text, done: progress(text, done * _TRAINING_SHARE))
         made = self._sample(source, training.state.batch)
+        further = GeneratorStream(
+            model, self.losses, self.schedule, self.making, self.seed, training.saved()
+        )
+        made = replace(made, stream=further)
         progress("clusterq: images made", 1.0)
         return made, training
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from edgekit.capture import CapturedModel
 from edgekit.errors import CalibrationError
+from edgekit.memory import is_out_of_memory
 from edgekit.synthetic import SyntheticSet
 from edgekit.types import Progress, no_progress
 
 from ._distillation import Distillation, Settings
-from ._memory import is_out_of_memory
 
 PORTABLE_PADDING, PORTABLE_CE = 20.0, 0.02
 """Weights of ``padding`` and ``losses.ce`` in a set for other quantizers, few values of which were

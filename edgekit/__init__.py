@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgekit.inspect_result import inspect_result as inspect_result
     from edgekit.loading import load as load
     from edgekit.pipeline import quantize as quantize
+    from edgekit.regress import regress as regress
     from edgekit.runners import open_artifact as open_artifact
     from edgekit.synthesize import synthesize as synthesize
     from edgekit.verify import verify as verify
@@ -39,6 +40,7 @@ _EXPORTS = {
     "load": "edgekit.loading",
     "open_artifact": "edgekit.runners",
     "quantize": "edgekit.pipeline",
+    "regress": "edgekit.regress",
     "synthesize": "edgekit.synthesize",
     "verify": "edgekit.verify",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "load",
     "open_artifact",
     "quantize",
+    "regress",
     "synthesize",
     "verify",
 ]

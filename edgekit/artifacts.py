@@ -40,6 +40,7 @@ def quantize_observed(
     rounding: Rounding = Rounding.GPTQ,
     effort: Effort = Effort.STANDARD,
     seed: int = 0,
+    checkpoint: Path | None = None,
     progress: Progress = no_progress,
 ) -> QuantizedModel:
     """Fold, equalize and quantize a network with what a calibration observed.
@@ -53,24 +54,39 @@ def quantize_observed(
         rounding: how weights of less than 8 bits are rounded.
         effort: how long learned rounding takes.
         seed: seed of what it learns on.
+        checkpoint: file that a student's training is saved to and continued from.
         progress: called as the work advances.
     """
+    nearest = quantize_nearest(captured, statistics, scheme, end_bits=end_bits, chosen=chosen)
+    return round_weights(nearest, rounding, effort, seed, progress, checkpoint)
+
+
+def quantize_nearest(
+    captured: CapturedModel,
+    statistics: Statistics,
+    scheme: str,
+    *,
+    end_bits: int = 8,
+    chosen: Mapping[str, LayerBits] | None = None,
+) -> QuantizedModel:
+    """Do the same with every weight rounded to the nearest code."""
     statistics = with_normalization_prior(captured, statistics)
     statistics = with_input_domain(captured, statistics)
     folded, statistics = fold_batchnorm(captured, statistics)
     bits = allocate(folded.graph.graph, SCHEMES[scheme], end_bits=end_bits, chosen=chosen)
     equal, statistics, lifted = equalize(folded, statistics, bits)
     decisions = {"equalized": dict(lifted)}
-    nearest = quantize_model(insert_sites(equal), statistics, SCHEMES[scheme], bits, decisions)
-    return round_weights(nearest, rounding, effort, seed, progress)
+    return quantize_model(insert_sites(equal), statistics, SCHEMES[scheme], bits, decisions)
 
 
 def lower_for(quantized: QuantizedModel, target: Target, cpu: Cpu) -> LoweredModel:
     """Derive what a target executes, its biases corrected on inputs where there are any."""
     with threads(1):  # small operators: threads would wait for one another
         lowered = lower(quantized, target.profile(cpu), target.unsupported(quantized.sited))
-    # on noise the share of positions that a clamp lets through means nothing, nor does their error
-    reference = None if quantized.statistics.altered else quantized.reference
+    # on noise the share of positions that a clamp lets through means nothing, nor does their error;
+    # biases that were learned are those that the learned codes need
+    skip = quantized.statistics.altered or quantized.biases
+    reference = None if skip else quantized.reference
     return lowered if reference is None else with_measured_bias(lowered, reference)
 
 

@@ -18,6 +18,17 @@ import typer
 
 from edgekit import machine_tables, tables
 from edgekit.boundary import Boundary, write_json
+from edgekit.budget import parse_budget
+from edgekit.cli_options import (
+    AsJson,
+    InputSizes,
+    ResultDir,
+    TargetNames,
+    Threads,
+    input_sizes,
+    target_names,
+)
+from edgekit.cli_regress import regress
 from edgekit.console import working, write
 from edgekit.errors import ConfigError, require
 from edgekit.options import parse_input, parse_preprocessing
@@ -30,6 +41,9 @@ _FIXED_BY_RECIPE = {
     "scheme": "--scheme",
     "end_bits": "--end-bits",
     "rounding": "--rounding",
+    "max_drop": "--max-drop",
+    "max_size": "--max-size",
+    "max_latency": "--max-latency",
     "targets": "--targets",
     "calibration": "--calibration",
     "effort": "--effort",
@@ -42,8 +56,6 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 zoo_app = typer.Typer(rich_markup_mode=None, help="Networks that edgekit knows by name.")
 app.add_typer(zoo_app, name="zoo")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, not a table.")]
-ResultDir = Annotated[Path, typer.Argument(metavar="DIR", help="What 'edgekit quantize' wrote.")]
 WhichWeights = Annotated[
     str | None, typer.Option("--weights", metavar="KEY", help="Set of weights in MODEL, as in ema.")
 ]
@@ -53,9 +65,6 @@ TrustPickle = Annotated[
 CheckpointFile = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="FILE", help="Where a long calibration goes on from."),
-]
-TargetNames = Annotated[
-    str | None, typer.Option("--targets", metavar="A,B", help="Of onnxruntime,openvino,tensorrt.")
 ]
 
 
@@ -107,6 +116,16 @@ def quantize(
     rounding: Annotated[
         Rounding, typer.Option(help="How weights below 8 bits are rounded.")
     ] = Rounding.AUTO,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="With --scheme mixed: expected loss of accuracy."),
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="With --scheme mixed: 1.2MB, or 0.2x.")
+    ] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(metavar="TIME", help="With --scheme mixed: 5ms, timed here.")
+    ] = None,
     targets: TargetNames = None,
     calibration: Annotated[
         str,
@@ -158,7 +177,8 @@ def quantize(
             scheme=scheme,
             end_bits=end_bits,
             rounding=rounding,
-            targets=_names(targets),
+            budget=parse_budget(max_drop=max_drop, max_size=max_size, max_latency=max_latency),
+            targets=target_names(targets),
             calibration=calibration,
             effort=effort,
             cpu=cpu,
@@ -259,7 +279,12 @@ def evaluate(
         from edgekit import evaluate as evaluate_result
 
         report = evaluate_result(
-            result, data, targets=_names(targets), classes=classes, limit=limit, progress=progress
+            result,
+            data,
+            targets=target_names(targets),
+            classes=classes,
+            limit=limit,
+            progress=progress,
         )
     document = report.to_dict()
     if as_json:
@@ -274,16 +299,11 @@ def bench(
         list[Path], typer.Argument(metavar="DIR|FILE...", help="Results, .onnx, .xml or .plan.")
     ],
     targets: TargetNames = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option("--input", metavar="NAME:SHAPE", help="Where a file leaves sizes open."),
-    ] = None,
+    inputs: InputSizes = None,
     blocks: Annotated[int, typer.Option(min=2, metavar="N", help="Blocks of each artifact.")] = 7,
     seconds: Annotated[float, typer.Option(metavar="S", help="Length of a block.")] = 0.5,
     warmup: Annotated[float, typer.Option(min=0, metavar="S", help="Before each block.")] = 0.3,
-    threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="[default: each runtime's own choice]")
-    ] = None,
+    threads: Threads = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Samples in an inference.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -293,8 +313,8 @@ def bench(
 
         report = run_bench(
             paths,
-            targets=_names(targets),
-            shapes=_shapes(inputs or ()),
+            targets=target_names(targets),
+            shapes=input_sizes(inputs or ()),
             blocks=blocks,
             block_seconds=seconds,
             warmup_seconds=warmup,
@@ -307,6 +327,9 @@ def bench(
         write_json(document)
     else:
         write(machine_tables.bench(document))
+
+
+app.command()(regress)
 
 
 @app.command()
@@ -399,22 +422,6 @@ def zoo_save(
         write_json({"name": name, "file": str(written), "size_bytes": written.stat().st_size})
     else:
         write(f"written to {written}\n")
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",")]
-
-
-def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for option in map(parse_input, texts):
-        if option.name is None:
-            raise ConfigError(
-                f"--input {'x'.join(map(str, option.shape))}: which input is it?",
-                "write its name before it, as in --input image:1x3x224x224",
-            )
-        shapes[option.name] = option.shape
-    return shapes
 
 
 def _refuse_what_the_recipe_fixes(context: typer.Context) -> None:

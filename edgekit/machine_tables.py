@@ -1,4 +1,4 @@
-"""Benchmarks, the state of the machine and inspections, as a person reads them."""
+"""Benchmarks, regressions, the state of the machine and inspections, as a person reads them."""
 
 from __future__ import annotations
 
@@ -217,3 +217,38 @@ def _bounds(values: Sequence[float] | None) -> str:
 
 def _decibel(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} dB"
+
+
+def regression(document: Mapping[str, Any]) -> str:
+    """Return the text for a finished ``edgekit regress``.
+
+    Args:
+        document: what ``--json`` prints.
+    """
+    heads = ("target", "base", "head", "head / base", "limit", "INT8 layers", "verdict")
+    targets = document["targets"]
+    rows = [(name, *_contest(target), target["verdict"]) for name, target in targets.items()]
+    lines = [f"{name}: {reason}" for name, t in targets.items() for reason in t["reasons"]]
+    settings = document["settings"]
+    lines.append(
+        f"intervals: 98 %, over rounds; tolerance {100 * settings['tolerance']:g} % or "
+        f"{settings['floor_us']:g} us"
+    )
+    return render(heads, rows, [*lines, *document["notes"], f"verdict: {document['verdict']}"])
+
+
+def _contest(target: Mapping[str, Any]) -> tuple[str, ...]:
+    layers = next((c for c in target["checks"] if c["name"] == "int8_layers"), None)
+    counted = "-" if layers is None else f"{layers['base']} to {layers['head']}"
+    latency = target["latency"]
+    if latency is None:
+        return ("-", "-", "-", "-", counted)
+    ratio = latency["ratio"]
+    low, high = ("?" if ratio[key] is None else f"{ratio[key]:.3f}" for key in ("low", "high"))
+    return (
+        f"{latency['base_ms']:.4g} ms",
+        f"{latency['head_ms']:.4g} ms",
+        f"{ratio['value']:.3f} [{low}, {high}]",
+        f"{latency['limit']:.3f}",
+        counted,
+    )

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from edgekit.architecture import confirmed_arch
 from edgekit.artifacts import export_all, quantize_observed
+from edgekit.budget import DEFAULT_BUDGET, Budget, check_budget
 from edgekit.calibrate import calibrate, check_calibration, choose, samples_of
 from edgekit.capture import CapturedModel, capture
 from edgekit.environment import usable_cores
 from edgekit.errors import ConfigError, VerificationError
 from edgekit.loading import LoadedModel, load
 from edgekit.lowering import LoweredModel
+from edgekit.mixed_plot import plot_mixed
+from edgekit.mixed_search import search_mixed
 from edgekit.observe import with_notes
 from edgekit.options import InputOption
 from edgekit.output import AtomicDirectory
@@ -111,6 +114,7 @@ def quantize(
     end_bits: int = 8,
     bits: Mapping[str, LayerBits] | None = None,
     rounding: Rounding = Rounding.AUTO,
+    budget: Budget | None = None,
     progress: Progress = no_progress,
 ) -> Report:
     """Quantize a network without data, export it, run every artifact and write the result.
@@ -139,6 +143,7 @@ def quantize(
         end_bits: bits of the first and last layers, where the scheme has fewer than 8.
         bits: bits of single layers by name, before scheme and ``end_bits``.
         rounding: how weights of less than 8 bits are rounded.
+        budget: what a ``mixed`` allocation may cost; a point of accuracy if ``None``.
         progress: called as the work advances.
 
     Returns:
@@ -153,6 +158,7 @@ def quantize(
         check_calibration(calibration)
         usable_targets(targets, scheme)
         check_end_bits(scheme, end_bits)
+        check_budget(scheme, budget)
     if min_agreement is not None and not 0 <= min_agreement <= 100:
         raise ConfigError(f"--min-agreement {min_agreement:g}: a percentage from 0 to 100")
     stages = Stages(progress, {})
@@ -194,6 +200,14 @@ def quantize(
                         progress=inner,
                     )
                 statistics = with_notes(statistics, f"calibration {name} ({reason})")
+            choice = None
+            if recipe is None and configuration.scheme == "mixed":
+                with stages.stage("allocate") as inner:
+                    choice = search_mixed(
+                        captured, statistics, configuration, budget or DEFAULT_BUDGET, inner
+                    )
+                configuration = replace(configuration, bits=choice.bits)
+                statistics = with_notes(statistics, choice.summary)
             with stages.stage("quantize") as inner:
                 quantized = quantize_observed(
                     captured,
@@ -204,6 +218,7 @@ def quantize(
                     rounding=configuration.rounding,
                     effort=configuration.effort,
                     seed=configuration.seed,
+                    checkpoint=None if checkpoint is None else Path(f"{checkpoint}.student"),
                     progress=inner,
                 )
             with stages.stage("export") as inner:
@@ -214,6 +229,11 @@ def quantize(
                 checked = _verify_all(
                     captured, lowered, artifacts, configuration, directory.path, inner
                 )
+        if choice is not None:
+            quantized = replace(
+                quantized, decisions={**quantized.decisions, "mixed": choice.to_dict()}
+            )
+            plot_mixed(choice, directory.path)
         failures.update({r.target: str(r.reason) for r in checked if not r.passed})
         report = Report.build(
             model=Path(model),

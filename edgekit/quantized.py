@@ -47,7 +47,8 @@ class QuantizedModel:
     ``bits`` and ``codes`` are keyed by layer name. 8-bit codes are full-range ones, from which
     each target's own are derived where its kernels need others; narrower ones are used by all
     targets as they are. ``grids`` holds learned ranges by tensor and width; other tensors take the
-    range that the statistics say.
+    range that the statistics say. ``biases`` ``[C_out]`` holds those that were learned with the
+    codes, by layer; they are corrected already.
     """
 
     sited: SitedModel
@@ -57,6 +58,7 @@ class QuantizedModel:
     codes: Mapping[str, WeightCodes]
     decisions: Mapping[str, object] = field(default_factory=dict)
     grids: Mapping[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
 
     @functools.cached_property
     def reference(self) -> Reference | None:
@@ -132,14 +134,17 @@ def lower(
         weights[site.index] = codes
         at_risk[layer_name(layer)] = (report.at_risk, report.channels)
         if bias is not None and bias_site is not None:
-            error = codes.dequantize() - _parameter(model.sited, site)
+            learned = model.biases.get(layer_name(layer))
+            meant = _parameter(model.sited, site)
+            if learned is not None:  # for these codes, of which the target's own may differ
+                bias, meant = learned, model.codes[layer_name(layer)].dequantize()
             source = source_of(layer.args[0])
             assert source is not None
             mean = model.statistics.tensors[source.name].channel_mean
             if integer_bias:
                 grid = _input_grid(layer, activations)
                 bias_scales[bias_site.index] = grid.scale * _per_output(codes.scale, bias)
-            corrected = bias + bias_shift(layer, error, mean)
+            corrected = bias + bias_shift(layer, codes.dequantize() - meant, mean)
             step = bias_scales.get(bias_site.index)
             biases[bias_site.index] = (
                 corrected if step is None else torch.round(corrected / step) * step

@@ -26,7 +26,8 @@ class Stages:
         "load": (0.00, 0.03),
         "capture": (0.03, 0.10),
         "calibrate": (0.10, 0.40),
-        "quantize": (0.40, 0.60),
+        "allocate": (0.40, 0.48),
+        "quantize": (0.48, 0.60),
         "export": (0.60, 0.75),
         "verify": (0.75, 1.00),
     }

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +37,26 @@ _READER_ERRORS = (
 )
 
 
+class InputStream(Protocol):
+    """Inputs without end, of the kind that a set holds a few of; a batch follows from its past."""
+
+    def held_out(self, count: int) -> tuple[Tensor, ...]:
+        """Return inputs that :meth:`next` does not yield, ``count`` at least."""
+        ...
+
+    def next(self) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Return the next inputs, and their classes ``[N]`` where they were made for any."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        ...
+
+
 @dataclass(frozen=True)
 class SyntheticSet:
     """Inputs of a network that no one recorded.
@@ -48,6 +68,7 @@ class SyntheticSet:
         engine: name of the engine that made them.
         facts: what the engine reports of its work; plain JSON values.
         notes: the same in sentences, for a report.
+        stream: more of them, where the engine can make more; no part of the file.
     """
 
     inputs: tuple[Tensor, ...]
@@ -55,6 +76,7 @@ class SyntheticSet:
     engine: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    stream: InputStream | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return int(self.inputs[0].shape[0])

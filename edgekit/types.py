@@ -49,8 +49,10 @@ class Rounding(str, enum.Enum):
 
     AUTO = "auto"
     NEAREST = "nearest"
+    SQUANT = "squant"
     GPTQ = "gptq"
     LEARNED = "learned"
+    STUDENT = "student"
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +273,9 @@ SCHEMES: Mapping[str, QuantScheme] = {
     "w4a4": QuantScheme("w4a4", 4, 4),
     "w4a16": QuantScheme("w4a16", 4, FLOAT_BITS),
     "w8a16": QuantScheme("w8a16", 8, FLOAT_BITS),
+    "mixed": QuantScheme("mixed", 8, 8),
 }
+"""``mixed`` has the widths of layers that nothing else is decided for."""
 
 
 @dataclass(frozen=True, slots=True)

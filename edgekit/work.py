@@ -7,18 +7,33 @@ import math
 from torch import fx
 
 from edgekit.graph import WEIGHTED, OpKind, constant, op_kind
+from edgekit.sites import SITE, layer_name
 
 
 def multiplications(graph: fx.GraphModule) -> int:
     """Count the multiply-accumulates of one sample in the weighted layers."""
-    total = 0
+    return sum(work_of_layers(graph).values())
+
+
+def work_of_layers(graph: fx.GraphModule) -> dict[str, int]:
+    """Count the multiply-accumulates of one sample in each weighted layer, by its name."""
+    work: dict[str, int] = {}
     for node in graph.graph.nodes:
-        weight = constant(graph, node.args[1]) if op_kind(node) in WEIGHTED else None
+        weight = constant(graph, _parameter(node)) if op_kind(node) in WEIGHTED else None
         if weight is None:
             continue
         shape = [int(size) for size in node.meta["val"].shape[1:]]
         if op_kind(node) is OpKind.LINEAR:
-            total += math.prod(shape) * weight.shape[1]
+            count = math.prod(shape) * weight.shape[1]
         else:
-            total += math.prod(shape[1:]) * weight.numel()
-    return total
+            count = math.prod(shape[1:]) * weight.numel()
+        name = layer_name(node)
+        work[name] = work.get(name, 0) + count
+    return work
+
+
+def _parameter(layer: fx.Node) -> fx.node.Argument:
+    weight = layer.args[1]
+    while isinstance(weight, fx.Node) and weight.target is SITE:
+        weight = weight.args[0]
+    return weight

@@ -19,7 +19,9 @@ difference beyond noise."""
 _BLOCK = 128  # columns whose updates to the rest are done as one product
 
 
-def gptq(weight: Tensor, moment: Tensor, steps: Tensor, bits: int) -> Tensor:
+def gptq(
+    weight: Tensor, moment: Tensor, steps: Tensor, bits: int, damping: float = DAMPING
+) -> Tensor:
     """Return integer codes ``[O, K]`` (float32) that keep a layer's output.
 
     Args:
@@ -27,10 +29,11 @@ def gptq(weight: Tensor, moment: Tensor, steps: Tensor, bits: int) -> Tensor:
         moment: second moment of the inputs, ``[K, K]``.
         steps: scale of each weight, broadcastable to ``[O, K]``.
         bits: width of the codes.
+        damping: share of the moment's mean diagonal that is added to it.
     """
     scheme = weight_scheme(bits, 0)
     order = torch.argsort(moment.diagonal(), descending=True)  # what carries most first
-    upper = _inverse_factor(moment[order][:, order])
+    upper = _inverse_factor(moment[order][:, order], damping)
     rest, steps = weight[:, order].clone(), steps.expand_as(weight)[:, order]
     codes = torch.empty_like(rest)
     width = rest.shape[1]
@@ -48,10 +51,10 @@ def gptq(weight: Tensor, moment: Tensor, steps: Tensor, bits: int) -> Tensor:
     return codes[:, torch.argsort(order)]
 
 
-def _inverse_factor(moment: Tensor) -> Tensor:
+def _inverse_factor(moment: Tensor, damping: float) -> Tensor:
     """Return the upper Cholesky factor of the damped moment's inverse."""
     damped = moment.double()
-    damped.diagonal().add_(DAMPING * damped.diagonal().mean().clamp_min(1e-12))
+    damped.diagonal().add_(damping * damped.diagonal().mean().clamp_min(1e-12))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor.float()

@@ -17,13 +17,17 @@ from edgekit.quant.affine import WeightCodes
 from edgekit.quant.saturation import Pairing
 from edgekit.quantized import QuantizedModel, lower
 from edgekit.reference import Reference, along, channel_axis
-from edgekit.rounding.gptq import best_scale, gptq
-from edgekit.sites import Role, Site, layer_name
+from edgekit.rounding.gptq import DAMPING, best_scale, gptq
+from edgekit.sites import SITE, Role, Site, layer_name
 from edgekit.types import TensorScheme
 from edgekit.weight_only import StoredWeights, WeightOnlyRules
 
 _MOST_ROWS = 1 << 16
 """Positions whose inputs make up a second moment; more hardly change it, and cost time."""
+_FEW_ROWS = 0.2
+"""Damping of a layer that has as many inputs as there are rows. It changes nothing on ResNet-20 and
+ResNet-8; MobileNetV1's last layers, of 4 rows an input, end with 10 % less squared error on images
+than with what suits layers of 100 rows."""
 
 NEUTRAL = LoweringProfile(
     target="rounding",
@@ -62,13 +66,55 @@ def round_sequentially(
     return replace(model, codes={**model.codes, **rounding.rounded})
 
 
+def rounding_errors(
+    model: QuantizedModel, reference: Reference, on_layer: Callable[[int], None]
+) -> dict[str, float]:
+    """Return what rounding by GPTQ does to each narrow layer's output, by layer name.
+
+    That is the squared error in shares of the output's variance.
+
+    Args:
+        model: the model with nearest codes.
+        reference: what to measure on.
+        on_layer: called with the number of layers rounded so far.
+    """
+    rounding = _Rounding(model, reference, on_layer)
+    rounding.run_pairs()
+    return rounding.errors
+
+
 class _Rounding(Paired):
     def __init__(
         self, model: QuantizedModel, reference: Reference, on_layer: Callable[[int], None]
     ) -> None:
         super().__init__(lower(model, NEUTRAL, {}), reference)
         self.rounded: dict[str, WeightCodes] = {}
+        self.errors: dict[str, float] = {}
         self._on_layer = on_layer
+        self._pooled: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        """Compute both halves of one node; on noise, keep what a pooling averages."""
+        if op_kind(n) is OpKind.GLOBAL_POOL and self.reference.factors:
+            value = self.env[n.args[0]]  # type: ignore[index]
+            assert isinstance(value, Tensor)
+            self._pooled[n] = value.chunk(2)[1].flatten(2).transpose(1, 2).flatten(0, 1)
+        return super().run_node(n)
+
+    def _positions(self, n: fx.Node, weight: Tensor) -> Tensor | None:
+        """Return the single positions ``[1, P, C]`` whose mean a layer reads, on noise.
+
+        The positions of noise have nothing to do with one another, and what is left of their mean
+        says little of how the channels of a real mean go together; single positions say more. (The
+        classifier of ResNet-8: 15 % less squared error on images.)
+        """
+        source = n.args[0]
+        while isinstance(source, fx.Node) and (
+            source.target is SITE or op_kind(source) in (OpKind.LAYOUT, OpKind.IDENTITY)
+        ):
+            source = source.args[0]
+        rows = self._pooled.get(source) if isinstance(source, fx.Node) else None
+        return None if rows is None or rows.shape[1] != weight[0].numel() else rows[None]
 
     def layer(
         self, n: fx.Node, site: Site, plain: Tensor, quantized: Tensor, wanted: Tensor
@@ -99,9 +145,12 @@ class _Rounding(Paired):
         codes = self.codes[site.index]
         weight = constant(self.lowered.sited.model.graph, self.lowered.sited.node(site.tensor))
         assert weight is not None
-        rows = unfolded_rows(n, quantized, weight)
+        rows = self._positions(n, weight)
+        if rows is None:
+            rows = unfolded_rows(n, quantized, weight)
         groups = rows.shape[0]
         found, scales = [], []
+        noise = signal = 0.0
         parts = zip(rows, weight.chunk(groups), codes.scale.chunk(groups), strict=True)
         for inputs, part, scale in parts:
             moment = _moment(inputs)
@@ -109,11 +158,15 @@ class _Rounding(Paired):
             steps = scale[:, None]
             if codes.block is not None:
                 steps = scale.repeat_interleave(codes.block, 1)
-            best = gptq(matrix, moment, steps, codes.bits)
+            best = gptq(matrix, moment, steps, codes.bits, _damping(inputs))
+            if codes.block is None:
+                scale = best_scale(matrix, moment, best, scale)
+                steps = scale[:, None]
             found.append(best)
-            scales.append(
-                scale if codes.block is not None else best_scale(matrix, moment, best, scale)
-            )
+            scales.append(scale)
+            noise += _energy(best * steps - matrix, moment)
+            signal += _energy(matrix, moment)
+        self.errors[layer_name(n)] = noise / max(signal, 1e-30)
         rounded = torch.cat(found).reshape(weight.shape).to(torch.int8)
         return replace(codes, codes=rounded, scale=torch.cat(scales))
 
@@ -127,14 +180,24 @@ def can_round(layer: fx.Node, codes: WeightCodes) -> bool:
     return op_kind(layer) is OpKind.LINEAR
 
 
-def narrow_layers(model: QuantizedModel) -> int:
-    """Return the number of layers that :func:`round_sequentially` rounds."""
+def measurable_layers(model: QuantizedModel) -> frozenset[str]:
+    """Return the names of the layers that :func:`round_sequentially` rounds."""
     layers = [model.sited.node(s.consumer) for s in model.sited.sites if s.role is Role.WEIGHT]
     names = {layer_name(n): n for n in layers if layer_name(n) in model.codes}
-    return sum(can_round(node, model.codes[name]) for name, node in names.items())
+    return frozenset(n for n, node in names.items() if can_round(node, model.codes[n]))
 
 
 def _moment(rows: Tensor) -> Tensor:
     """Return the second moment ``[K, K]`` of rows ``[P, K]``, or of evenly spaced ones of them."""
     rows = rows[:: -(-len(rows) // _MOST_ROWS)]
     return rows.T @ rows / len(rows)
+
+
+def _damping(rows: Tensor) -> float:
+    """Return what a second moment of rows ``[P, K]`` needs to be trusted: more, the fewer rows."""
+    return DAMPING + _FEW_ROWS * rows.shape[1] / len(rows)
+
+
+def _energy(matrix: Tensor, moment: Tensor) -> float:
+    """Return the mean square of what a matrix ``[O, K]`` makes of inputs, summed over outputs."""
+    return float(((matrix @ moment) * matrix).sum())

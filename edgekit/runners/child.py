@@ -153,12 +153,12 @@ def ask_worker(
     log = folder / "log.txt"
     code = _run(module, job, log, timeout_s)
     if code is None:
-        raise _failed(target, model, f"no answer within {timeout_s:g} s", log)
+        raise child_failure(target, model, f"no answer within {timeout_s:g} s", log)
     if not (folder / RESULT_NAME).exists():
-        raise _failed(target, model, _describe_exit(code), log)
+        raise child_failure(target, model, describe_exit(code), log)
     data: Mapping[str, Any] = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))
     if data["error"] is not None:
-        raise _rebuild(target, data["error"])
+        raise rebuild_error(target, data["error"])
     return data
 
 
@@ -183,7 +183,8 @@ def _run(module: str, job: Path, log: Path, timeout_s: float) -> int | None:
             return None
 
 
-def _describe_exit(code: int) -> str:
+def describe_exit(code: int) -> str:
+    """Say how a process ended, given its return code, which is negative after a signal."""
     if code >= 0:
         return f"its process ended with exit code {code}"
     try:
@@ -193,7 +194,8 @@ def _describe_exit(code: int) -> str:
     return f"its process crashed with {name}"
 
 
-def _failed(target: str, model: Path, what: str, log: Path) -> VerificationError:
+def child_failure(target: str, model: Path, what: str, log: Path) -> VerificationError:
+    """Return the error for a child that gave no answer, with the last lines of its log."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     told = [line.strip() for line in lines if line.strip()][-_STDERR_LINES:]
     tail = f": {' | '.join(told)}" if told else ""
@@ -215,6 +217,7 @@ def _read_result(request: WorkerRequest, data: Mapping[str, Any], folder: Path) 
     )
 
 
-def _rebuild(target: str, error: Mapping[str, str]) -> EdgekitError:
+def rebuild_error(target: str, error: Mapping[str, str]) -> EdgekitError:
+    """Return the error that a child reported, as far as its kind is kept, with its target."""
     kept = next((kind for kind in _KEPT_ERRORS if kind.code == error["code"]), VerificationError)
     return kept(f"target '{target}': {error['message']}", error["hint"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 from edgekit.errors import ConfigError
 from edgekit.runners import open_model
 from edgekit.runners.layer_times import LayerProfiler
-from edgekit.runners.tensors import ArtifactRunner, TensorInfo
+from edgekit.runners.tensors import TensorInfo
 from edgekit.runners.timing import TimingRequest
 from edgekit.runners.worker import answer_job, peak_memory_bytes
 
@@ -21,36 +23,59 @@ _LEAST_RUNS = 10
 _SEED = 0
 
 
+@dataclass(frozen=True, slots=True)
+class WarmCall:
+    """An inference that is ready to be timed, and what its block tells beside the latencies."""
+
+    call: Callable[[], object]
+    facts: Mapping[str, Any]
+
+
 def _run(data: dict[str, Any]) -> dict[str, Any]:
+    layers = data.pop("layers")
+    if layers:
+        return {"profile": _profile(data, layers)}
+    with warm_call(data) as warm:
+        busy, begin = time.process_time(), time.perf_counter()
+        times = time_calls(warm.call, data["seconds"], _LEAST_RUNS)
+        busy = (time.process_time() - busy) / (time.perf_counter() - begin)
+    return {**summarize(times), "busy_cores": busy, **warm.facts}
+
+
+@contextmanager
+def warm_call(data: Mapping[str, Any]) -> Iterator[WarmCall]:
+    """Open the artifact, run it once, and then as long as its warm-up takes.
+
+    Args:
+        data: a :class:`TimingRequest` as a dictionary, and ``started_s``, when its parent started
+            this process, on the monotonic clock.
+    """
     ready_s = time.monotonic()
-    started_s, layers = data.pop("started_s"), data.pop("layers")
-    request = TimingRequest.from_dict(data)
+    request, started_s = _split(data)
     begin = time.perf_counter()
     with open_model(request.target, request.model, threads=request.threads) as runner:
         load_s = time.perf_counter() - begin
         feeds = draw_feeds(runner.inputs, request)
-        if layers:
-            return {"profile": _profile(runner, feeds, layers)}
         call = runner.bind(feeds)
         begin = time.perf_counter()
         call()
         first_s = time.perf_counter() - begin
         time_calls(call, request.warmup_s, _LEAST_RUNS)
-        peak = peak_memory_bytes()  # before the list of times grows
-        busy, begin = time.process_time(), time.perf_counter()
-        times = time_calls(call, request.seconds, _LEAST_RUNS)
-        busy = (time.process_time() - busy) / (time.perf_counter() - begin)
-        versions = runner.versions
-    return {
-        **_summary(times),
-        "busy_cores": busy,
-        "process_ms": 1e3 * (ready_s - started_s),
-        "load_ms": 1e3 * load_s,
-        "first_ms": 1e3 * first_s,
-        "peak_memory_bytes": peak,
-        "inputs": {name: list(array.shape) for name, array in feeds.items()},
-        "versions": versions,
-    }
+        facts = {
+            "process_ms": 1e3 * (ready_s - started_s),
+            "load_ms": 1e3 * load_s,
+            "first_ms": 1e3 * first_s,
+            "peak_memory_bytes": peak_memory_bytes(),  # before the list of times grows
+            "inputs": {name: list(array.shape) for name, array in feeds.items()},
+            "versions": runner.versions,
+        }
+        yield WarmCall(call, facts)
+
+
+def _split(data: Mapping[str, Any]) -> tuple[TimingRequest, float]:
+    fields = dict(data)
+    started_s = float(fields.pop("started_s"))
+    return TimingRequest.from_dict(fields), started_s
 
 
 def time_calls(call: Callable[[], object], seconds: float, least: int) -> list[int]:
@@ -72,7 +97,8 @@ def time_calls(call: Callable[[], object], seconds: float, least: int) -> list[i
     return times
 
 
-def _summary(times: list[int]) -> dict[str, float]:
+def summarize(times: list[int]) -> dict[str, float]:
+    """Return the number of calls and their latencies in ms; ``times`` are in nanoseconds."""
     p50, p90, p99 = np.percentile(times, (50, 90, 99)) / 1e6
     return {
         "runs": len(times),
@@ -85,21 +111,23 @@ def _summary(times: list[int]) -> dict[str, float]:
     }
 
 
-def _profile(
-    runner: ArtifactRunner, feeds: Mapping[str, np.ndarray], runs: int
-) -> dict[str, Any] | None:
-    if not isinstance(runner, LayerProfiler):
-        return None
-    return runner.profile_layers(feeds, runs).to_dict()
+def _profile(data: Mapping[str, Any], runs: int) -> dict[str, Any] | None:
+    request, _ = _split(data)
+    with open_model(request.target, request.model, threads=request.threads) as runner:
+        if not isinstance(runner, LayerProfiler):
+            return None
+        return runner.profile_layers(draw_feeds(runner.inputs, request), runs).to_dict()
 
 
-def draw_feeds(inputs: tuple[TensorInfo, ...], request: TimingRequest) -> dict[str, np.ndarray]:
+def draw_feeds(
+    inputs: tuple[TensorInfo, ...], request: TimingRequest, seed: int = _SEED
+) -> dict[str, np.ndarray]:
     """Return standard-normal floats, and zeros for integers: valid ids of every table.
 
     Raises:
         ConfigError: a size is not known, or contradicts the file.
     """
-    generator = np.random.default_rng(_SEED)
+    generator = np.random.default_rng(seed)
     feeds = {}
     for info in inputs:
         shape = _shape(info, request)

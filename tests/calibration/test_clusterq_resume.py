@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.calibration import _checkpoint
+from edgekit import checkpointing
 from edgekit.calibration.clusterq import ClusterQ, Making, Schedule
 from edgekit.capture import CapturedModel, capture
 from edgekit.errors import CalibrationError
@@ -72,7 +72,7 @@ def test_stopped_run_continues_to_the_same_images(
     task: Task, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the warm-up, at its end, just behind it, and later."""
-    monkeypatch.setattr(_checkpoint, "_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(checkpointing, "_EVERY_SECONDS", -1.0)
     model, path = network(task), tmp_path / "state.pt"
     whole = ENGINE.synthesize(model)
     seen: list[str] = []
@@ -114,11 +114,11 @@ from pathlib import Path
 import torch
 sys.path.insert(0, {folder!r})
 import test_clusterq_resume as here
-from edgekit.calibration import _checkpoint
+from edgekit import checkpointing
 from edgekit.types import Task
 
 torch.set_num_threads(1)
-_checkpoint._EVERY_SECONDS = -1.0
+checkpointing._EVERY_SECONDS = -1.0
 here.ENGINE.synthesize(
     here.network(Task.CLASSIFICATION),
     checkpoint=Path({path!r}),

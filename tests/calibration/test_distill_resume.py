@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.calibration import _checkpoint, distill
+from edgekit import checkpointing
+from edgekit.calibration import distill
 from edgekit.calibration._clusterq_options import Losses
 from edgekit.calibration.distill import Distill
 from edgekit.capture import CapturedModel, capture
@@ -87,7 +88,7 @@ def stopped(engine: Distill, model: CapturedModel, path: Path, after: int) -> No
 def test_stopped_run_continues_to_the_same_inputs(
     engine: Distill, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_checkpoint, "_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(checkpointing, "_EVERY_SECONDS", -1.0)
     model, path = network(), tmp_path / "state.pt"
     whole = engine.synthesize(model)
     stopped(engine, model, path, after)
@@ -114,10 +115,10 @@ from pathlib import Path
 import torch
 sys.path.insert(0, {folder!r})
 import test_distill_resume as here
-from edgekit.calibration import _checkpoint
+from edgekit import checkpointing
 
 torch.set_num_threads(1)
-_checkpoint._EVERY_SECONDS = -1.0
+checkpointing._EVERY_SECONDS = -1.0
 here.ENGINE.synthesize(
     here.network(), checkpoint=Path({path!r}), progress=lambda text, done: print(done, flush=True)
 )
@@ -208,7 +209,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, largest: int, calls: int = 
 def test_run_with_smaller_batches_can_be_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_checkpoint, "_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(checkpointing, "_EVERY_SECONDS", -1.0)
     model, path = network(), tmp_path / "state.pt"
     short_of_memory(monkeypatch, 3)
     whole = ENGINE.synthesize(model)
@@ -222,7 +223,7 @@ def test_lack_of_memory_later_keeps_what_was_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others took the memory meanwhile: rounds that are done are not thrown away."""
-    monkeypatch.setattr(_checkpoint, "_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(checkpointing, "_EVERY_SECONDS", -1.0)
     model, path = network(), tmp_path / "state.pt"
     with monkeypatch.context() as patch:
         short_of_memory(patch, 0, calls=8)

@@ -1,4 +1,4 @@
-"""State of a long synthesis on disk: written atomically, refused for another network or setting."""
+"""State of a long run on disk: written atomically, refused for another network or setting."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.calibration import _checkpoint
-from edgekit.calibration._checkpoint import Checkpoint, run_identity
+from edgekit import checkpointing
 from edgekit.capture import CapturedModel, capture
+from edgekit.checkpointing import Checkpoint, run_identity
 from edgekit.errors import CalibrationError, OutputError
 from edgekit.types import InputSpec
 
@@ -139,7 +139,7 @@ def test_failed_write_keeps_the_state_before(path: Path, monkeypatch: pytest.Mon
 def test_due_after_a_while(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint(path, identity())
     assert not checkpoint.due()
-    monkeypatch.setattr(_checkpoint, "_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(checkpointing, "_EVERY_SECONDS", -1.0)
     assert checkpoint.due()
 
 
