@@ -116,6 +116,21 @@ class _Rescaling(fx.Interpreter):
             store(self.module, str(_parameter_node(stored).target), value)
 
 
+def pooled_input(layer: fx.Node) -> fx.Node | None:
+    """Return the pooling over all positions whose result a layer reads, or ``None``.
+
+    In a twin the positions of an input have nothing to do with one another. What is left of their
+    mean says little of how the channels of a real mean go together.
+    """
+    source = layer.args[0]
+    while isinstance(source, fx.Node) and (
+        source.target is SITE or op_kind(source) in (OpKind.LAYOUT, OpKind.IDENTITY)
+    ):
+        source = source.args[0]
+    found = isinstance(source, fx.Node) and op_kind(source) is OpKind.GLOBAL_POOL
+    return source if found else None  # type: ignore[return-value]
+
+
 def _can_rescale(layer: fx.Node) -> bool:
     kind = op_kind(layer)
     if kind is OpKind.CONV_TRANSPOSE and argument(layer, 6, "groups", 1) != 1:

@@ -83,7 +83,7 @@ def learn_rounding(
         progress: called at every step.
     """
     lowered = lower(model, NEUTRAL, {})
-    variables = variables_of(lowered, _PULL)
+    variables = variables_of(lowered, _PULL, on_noise=model.statistics.altered)
     if not variables.weights and not variables.factors:
         return model
     if options.steepest is None:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from edgekit.graph import WEIGHTED, constant, op_kind
 from edgekit.lowering import LoweredModel
 from edgekit.quant.affine import SMALLEST_SCALE, QParams, WeightCodes, broadcast, weight_scheme
-from edgekit.reference import Reference, channel_axis
+from edgekit.reference import Reference, channel_axis, pooled_input
 from edgekit.rounding.learned_ops import compare, quantize
 from edgekit.sites import SITE, Role, Site, layer_name
 
@@ -88,16 +88,23 @@ def edge_of(lowered: LoweredModel, index: int, grid: QParams) -> Edge:
     return lowered.placement.tensors[lowered.sited.sites[index].tensor], grid.scheme.bits
 
 
-def variables_of(lowered: LoweredModel, pull: float) -> Variables:
+def variables_of(lowered: LoweredModel, pull: float, *, on_noise: bool) -> Variables:
     """Return what can be learned of a model: weights and activations below 8 bits.
 
-    Codes in blocks stay as they are.
+    Codes in blocks stay as they are, and so do layers behind a pooling where there is only noise.
+
+    Args:
+        lowered: the model, rounded by another method.
+        pull: how far towards its codes the soft places begin.
+        on_noise: whether only noise, through the network's twin, is learned on.
     """
     weights: dict[str, SoftWeight] = {}
     for site in lowered.sited.sites:
         codes = lowered.weights.get(site.index)
         layer = lowered.sited.node(site.consumer)
         if site.role is not Role.WEIGHT or codes is None or op_kind(layer) not in WEIGHTED:
+            continue
+        if on_noise and pooled_input(layer) is not None:
             continue
         name = layer_name(layer)
         if codes.bits < 8 and codes.block is None and name not in weights:
@@ -199,12 +206,15 @@ class Student(fx.Interpreter):
 
     def _layer(self, n: fx.Node) -> Tensor:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        found = self.call_function(n.target, (args[0], self._weight(n), *args[2:]), kwargs)
+        weight = self._weight(n)
+        if self._reference.factors and pooled_input(n) is not None:
+            weight = weight.detach()
+        found = self.call_function(n.target, (args[0], weight, *args[2:]), kwargs)
         assert isinstance(found, Tensor)
         target = self._teacher.outputs.pop(n.name)
         spread = float(target.var()) * target.numel() + 1e-12
-        weight = 1 / (spread * len(self._sites))
-        same, loss = compare(found, target, channel_axis(n, found), weight)
+        importance = 1 / (spread * len(self._sites))
+        same, loss = compare(found, target, channel_axis(n, found), importance)
         self._losses.append(loss)
         return same
 

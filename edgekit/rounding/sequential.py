@@ -16,9 +16,9 @@ from edgekit.passes.measured_bias import corrected_output
 from edgekit.quant.affine import WeightCodes
 from edgekit.quant.saturation import Pairing
 from edgekit.quantized import QuantizedModel, lower
-from edgekit.reference import Reference, along, channel_axis
+from edgekit.reference import Reference, along, channel_axis, pooled_input
 from edgekit.rounding.gptq import DAMPING, best_scale, gptq
-from edgekit.sites import SITE, Role, Site, layer_name
+from edgekit.sites import Role, Site, layer_name
 from edgekit.types import TensorScheme
 from edgekit.weight_only import StoredWeights, WeightOnlyRules
 
@@ -28,6 +28,11 @@ _FEW_ROWS = 0.2
 """Damping of a layer that has as many inputs as there are rows. It changes nothing on ResNet-20 and
 ResNet-8; MobileNetV1's last layers, of 4 rows an input, end with 10 % less squared error on images
 than with what suits layers of 100 rows."""
+
+_CORRECTED_MEAN = 0.3
+"""What the mean of a layer's inputs counts where its bias takes back what rounding does to a
+channel's mean. Not nothing, because the mean of real inputs is another one. With 0.1, 0.3 and 1 the
+logit KL at W4A8 is 34, 37 and 38 for ResNet-20 and 59, 54 and 50 for ResNet-8 (1e-3, 3 seeds)."""
 
 NEUTRAL = LoweringProfile(
     target="rounding",
@@ -91,6 +96,7 @@ class _Rounding(Paired):
         self.rounded: dict[str, WeightCodes] = {}
         self.errors: dict[str, float] = {}
         self._on_layer = on_layer
+        self._bits = model.bits
         self._pooled: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> object:
@@ -104,16 +110,11 @@ class _Rounding(Paired):
     def _positions(self, n: fx.Node, weight: Tensor) -> Tensor | None:
         """Return the single positions ``[1, P, C]`` whose mean a layer reads, on noise.
 
-        The positions of noise have nothing to do with one another, and what is left of their mean
-        says little of how the channels of a real mean go together; single positions say more. (The
+        They say more of how the channels of a real mean go together than a mean of noise does. (The
         classifier of ResNet-8: 15 % less squared error on images.)
         """
-        source = n.args[0]
-        while isinstance(source, fx.Node) and (
-            source.target is SITE or op_kind(source) in (OpKind.LAYOUT, OpKind.IDENTITY)
-        ):
-            source = source.args[0]
-        rows = self._pooled.get(source) if isinstance(source, fx.Node) else None
+        source = pooled_input(n)
+        rows = None if source is None else self._pooled.get(source)
         return None if rows is None or rows.shape[1] != weight[0].numel() else rows[None]
 
     def layer(
@@ -148,12 +149,14 @@ class _Rounding(Paired):
         rows = self._positions(n, weight)
         if rows is None:
             rows = unfolded_rows(n, quantized, weight)
-        groups = rows.shape[0]
+        groups, mean_share = rows.shape[0], 1.0
+        if self.bias_site(n) is not None and self._bits[layer_name(n)].activation >= 8:
+            mean_share = _CORRECTED_MEAN
         found, scales = [], []
         noise = signal = 0.0
         parts = zip(rows, weight.chunk(groups), codes.scale.chunk(groups), strict=True)
         for inputs, part, scale in parts:
-            moment = _moment(inputs)
+            moment = _moment(inputs, mean_share)
             matrix = part.flatten(1)
             steps = scale[:, None]
             if codes.block is not None:
@@ -187,9 +190,15 @@ def measurable_layers(model: QuantizedModel) -> frozenset[str]:
     return frozenset(n for n, node in names.items() if can_round(node, model.codes[n]))
 
 
-def _moment(rows: Tensor) -> Tensor:
-    """Return the second moment ``[K, K]`` of rows ``[P, K]``, or of evenly spaced ones of them."""
+def _moment(rows: Tensor, mean_share: float) -> Tensor:
+    """Return the second moment ``[K, K]`` of rows ``[P, K]``, or of evenly spaced ones of them.
+
+    Args:
+        rows: inputs of a layer.
+        mean_share: how much of the product of their means is left in it; 0 for the covariance.
+    """
     rows = rows[:: -(-len(rows) // _MOST_ROWS)]
+    rows = rows - (1 - mean_share**0.5) * rows.mean(0)
     return rows.T @ rows / len(rows)
 
 
