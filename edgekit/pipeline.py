@@ -87,7 +87,7 @@ def resolve_recipe(
         edgekit=__version__,
         end_bits=end_bits,
         bits=dict(bits or {}),
-        rounding=choose_rounding(rounding, effort),
+        rounding=choose_rounding(rounding, effort, calibration),
     )
 
 

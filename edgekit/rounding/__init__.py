@@ -16,11 +16,17 @@ from edgekit.types import Effort, Progress, Rounding, no_progress
 __all__ = ["choose_rounding", "round_weights"]
 
 
-def choose_rounding(wanted: Rounding, effort: Effort) -> Rounding:
-    """Return the method that ``auto`` means for an effort."""
+def choose_rounding(wanted: Rounding, effort: Effort, calibration: str) -> Rounding:
+    """Return the method that ``auto`` means for an effort and a calibration.
+
+    ClusterQ's generator has a student to go with it; on sets that end, what a student gains over
+    learned rounding it loses again (ResNet-20 at W4A4).
+    """
     if wanted is not Rounding.AUTO:
         return wanted
-    return Rounding.GPTQ if effort is Effort.INSTANT else Rounding.LEARNED
+    if effort is Effort.INSTANT:
+        return Rounding.GPTQ
+    return Rounding.STUDENT if calibration == "clusterq" else Rounding.LEARNED
 
 
 def round_weights(

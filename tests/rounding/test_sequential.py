@@ -148,10 +148,11 @@ def test_blocks_of_weight_only_layers_keep_their_scales(quantize_module: Quantiz
     assert not torch.equal(codes.codes, before.codes)
 
 
-def test_auto_follows_the_effort() -> None:
-    assert choose_rounding(Rounding.AUTO, Effort.INSTANT) is Rounding.GPTQ
-    assert choose_rounding(Rounding.AUTO, Effort.BEST) is Rounding.LEARNED
-    assert choose_rounding(Rounding.NEAREST, Effort.BEST) is Rounding.NEAREST
+def test_auto_follows_the_effort_and_the_calibration() -> None:
+    assert choose_rounding(Rounding.AUTO, Effort.INSTANT, "clusterq") is Rounding.GPTQ
+    assert choose_rounding(Rounding.AUTO, Effort.BEST, "auto") is Rounding.LEARNED
+    assert choose_rounding(Rounding.AUTO, Effort.STANDARD, "clusterq") is Rounding.STUDENT
+    assert choose_rounding(Rounding.NEAREST, Effort.BEST, "clusterq") is Rounding.NEAREST
 
 
 def test_a_layer_behind_a_pooling_is_rounded_on_single_positions(
