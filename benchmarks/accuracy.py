@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown:
             raise DataError(f"unknown: {', '.join(unknown)}")
         if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-            raise DataError("--plot needs matplotlib: pip install 'edgekit-quant[benchmarks]'")
+            raise DataError("--plot needs matplotlib: pip install 'edgekit-quant[plots]'")
         data = find_data(names)
     except DataError as error:
         print(error, file=sys.stderr)
