@@ -74,7 +74,7 @@ def test_extra_all_is_every_extra_but_the_exempt(project: dict[str, Any]) -> Non
     name, listed = re.fullmatch(r"([\w-]+)\[(.+)\]", requirement).groups()  # type: ignore[union-attr]
     assert name == DISTRIBUTION
     # `tensorrt` is several GB and needs a GPU; `test` and `benchmarks` are for developers.
-    assert set(listed.split(",")) == set(extras) - {"all", "test", "benchmarks", "tensorrt"}
+    assert set(listed.split(",")) == set(extras) - {"all", "test", "tensorrt"}
 
 
 def test_extras_named_in_code_exist(project: dict[str, Any], module_files: dict[str, Path]) -> None:
