@@ -170,10 +170,19 @@ def test_interrupted_training_ends_as_if_it_had_not_been(
     rounded: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with threads(1):  # sums of several threads differ in their last bits from run to run
-        _interrupt(rounded, tmp_path, monkeypatch)
+        taught, again = _interrupted(rounded, tmp_path, monkeypatch)
+    assert again.decisions == taught.decisions
+    for name, codes in taught.codes.items():
+        assert torch.equal(codes.codes, again.codes[name].codes)
+        assert torch.equal(codes.scale, again.codes[name].scale)
+    assert again.grids == taught.grids
+    for name, bias in taught.biases.items():
+        assert torch.equal(bias, again.biases[name])
 
 
-def _interrupt(rounded: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _interrupted(
+    rounded: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[QuantizedModel, QuantizedModel]:
     monkeypatch.setattr(checkpointing, "_EVERY_SECONDS", -1.0)
     path = tmp_path / "state.student"
     assert rounded.reference is not None
@@ -191,13 +200,7 @@ def _interrupt(rounded: QuantizedModel, tmp_path: Path, monkeypatch: pytest.Monk
     )
     assert seen[0] == pytest.approx(0.4 + 1 / QUICK.steps)
     assert seen[-1] == 1.0
-    assert again.decisions == taught.decisions
-    for name, codes in taught.codes.items():
-        assert torch.equal(codes.codes, again.codes[name].codes)
-        assert torch.equal(codes.scale, again.codes[name].scale)
-    assert again.grids == taught.grids
-    for name, bias in taught.biases.items():
-        assert torch.equal(bias, again.biases[name])
+    return taught, again
 
 
 def test_a_checkpoint_of_another_start_is_refused(rounded: QuantizedModel, tmp_path: Path) -> None:
