@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 
 from benchmarks._cases import CASES, DATA_VARIABLE, Case, DataError, find_data
-from benchmarks._conditions import conditions, load_average
 from benchmarks._fed_peers import PEER_ENGINES, PeerResult, fed_peers
 from benchmarks._fidelity import (
     Interval,
@@ -36,6 +34,7 @@ from benchmarks._fidelity import (
     simulated_outputs,
 )
 from benchmarks._process import StepError
+from benchmarks._record import Recording
 from edgekit.calibrate import calibrate, samples_of
 from edgekit.capture import CapturedModel
 from edgekit.observe import observe_set
@@ -91,17 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(error, file=sys.stderr)
         return _USER_ERROR
-    where, started = conditions(), time.perf_counter()
+    recording = Recording()
     try:
         networks = {name: _network(CASES[name], data, options) for name in names}
     except StepError as error:
         print(error, file=sys.stderr)
         return _USER_ERROR
-    where["load_average_after"] = load_average()
-    where["seconds"] = round(time.perf_counter() - started, 1)
-    document = {
-        "schema_version": _SCHEMA,
-        "conditions": where,
+    content = {
         "options": {
             k: v.name if isinstance(v, Path) else str(v)  # folders of this machine are no result
             for k, v in vars(options).items()
@@ -109,9 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         "networks": networks,
     }
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    recording.save(options.json, _SCHEMA, content)
     if options.plot is not None:
         _plot(networks, options.plot)
     return 0

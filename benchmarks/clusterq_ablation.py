@@ -11,7 +11,6 @@ it also exceeds the spread over seeds, which stands beside it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,6 @@ import numpy as np
 import torch
 
 from benchmarks._cases import CASES, DATA_VARIABLE, Case, DataError, find_data
-from benchmarks._conditions import conditions, load_average
 from benchmarks._fidelity import (
     Interval,
     agreement,
@@ -33,6 +31,7 @@ from benchmarks._fidelity import (
     paired_interval,
     simulated_outputs,
 )
+from benchmarks._record import Recording
 from edgekit.calibrate import observe_made
 from edgekit.calibration.clusterq import GDFQ, ClusterQ, Losses, Making, Scale, Schedule, Variation
 from edgekit.calibration.renorm import Renorm
@@ -94,21 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(error, file=sys.stderr)
         return _USER_ERROR
-    where, started = conditions(), time.perf_counter()
+    recording = Recording()
     rows = {name: _ablate(CASES[name], data, options) for name in names}
-    where["load_average_after"] = load_average()
-    where["seconds"] = round(time.perf_counter() - started, 1)
     for name in names:
         _print(name, rows[name], options)
-    if options.json is not None:
-        document = {
-            "schema_version": _SCHEMA,
-            "conditions": where,
-            "options": {k: v for k, v in vars(options).items() if k != "json"},
-            "networks": {name: [asdict(row) for row in rows[name]] for name in names},
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    content = {
+        "options": {k: v for k, v in vars(options).items() if k != "json"},
+        "networks": {name: [asdict(row) for row in rows[name]] for name in names},
+    }
+    recording.save(options.json, _SCHEMA, content)
     return 0
 
 

@@ -9,19 +9,17 @@ real images. The control calibrates on real images instead. ``benchmarks/README.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks._cases import CASES, DATA_VARIABLE, Case, DataError, find_data
-from benchmarks._conditions import conditions, load_average
 from benchmarks._measure import JUDGED_CORES, edgekit_command
 from benchmarks._process import StepError, run_measured, run_step
+from benchmarks._record import Recording
 
 _SCHEMA = 1
 _USER_ERROR = 2
@@ -71,19 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataError, StepError) as error:
         print(error, file=sys.stderr)
         return _USER_ERROR
-    where, started = conditions(), time.perf_counter()
+    recording = Recording()
     networks = {name: list(_rows(CASES[name], data, options)) for name in names}
-    where["load_average_after"] = load_average()
-    where["seconds"] = round(time.perf_counter() - started, 1)
-    if options.json is not None:
-        document = {
-            "schema_version": _SCHEMA,
-            "conditions": where,
-            "images": options.images,
-            "networks": {name: [asdict(row) for row in rows] for name, rows in networks.items()},
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    content = {
+        "images": options.images,
+        "networks": {name: [asdict(row) for row in rows] for name, rows in networks.items()},
+    }
+    recording.save(options.json, _SCHEMA, content)
     return 0
 
 

@@ -9,7 +9,6 @@ from the float network. ``benchmarks/README.md`` says more.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ import numpy as np
 import torch
 
 from benchmarks._cases import CASES, DATA_VARIABLE, Case, DataError, find_data
-from benchmarks._conditions import conditions, load_average
 from benchmarks._fidelity import (
     Interval,
     agreement,
@@ -32,6 +30,7 @@ from benchmarks._fidelity import (
     lowered_outputs,
     paired_interval,
 )
+from benchmarks._record import Recording
 from edgekit.artifacts import quantize_nearest
 from edgekit.calibrate import calibrate, samples_of
 from edgekit.quantized import QuantizedModel
@@ -83,19 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(error, file=sys.stderr)
         return _USER_ERROR
-    where, started = conditions(), time.perf_counter()
+    recording = Recording()
     networks = {name: list(_rows(CASES[name], data, options)) for name in names}
-    where["load_average_after"] = load_average()
-    where["seconds"] = round(time.perf_counter() - started, 1)
-    if options.json is not None:
-        document = {
-            "schema_version": _SCHEMA,
-            "conditions": where,
-            "options": {k: str(v) for k, v in vars(options).items() if k != "json"},
-            "networks": {name: [asdict(row) for row in rows] for name, rows in networks.items()},
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    content = {
+        "options": {k: str(v) for k, v in vars(options).items() if k != "json"},
+        "networks": {name: [asdict(row) for row in rows] for name, rows in networks.items()},
+    }
+    recording.save(options.json, _SCHEMA, content)
     return 0
 
 

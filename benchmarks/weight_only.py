@@ -10,7 +10,6 @@ says more.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -24,7 +23,6 @@ import torch
 
 from benchmarks._cases import CASES, DATA_VARIABLE, DataError, find_data
 from benchmarks._compression import ENGINES, Engine, compress, stored_types
-from benchmarks._conditions import conditions, load_average
 from benchmarks._fed_peers import synthesized, weights_file
 from benchmarks._fidelity import (
     Interval,
@@ -37,6 +35,7 @@ from benchmarks._fidelity import (
     paired_interval,
 )
 from benchmarks._process import StepError
+from benchmarks._record import Recording
 from benchmarks._reference import write_float
 from benchmarks._runtimes import open_inference
 from benchmarks._trained import needed_file, trained_transformer
@@ -107,22 +106,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = find_data([name for name in names if name in CASES])
         if _TRANSFORMER in names and not (data / needed_file()).exists():
             raise DataError(f"'{data}' lacks {needed_file()}")
-        where, started = conditions(), time.perf_counter()
+        recording = Recording()
         networks = {name: _measured(_NETWORKS[name](data, options)) for name in names}
     except (DataError, StepError) as error:
         print(error, file=sys.stderr)
         return _USER_ERROR
-    where["load_average_after"] = load_average()
-    where["seconds"] = round(time.perf_counter() - started, 1)
-    if options.json is not None:
-        document = {
-            "schema_version": _SCHEMA,
-            "conditions": where,
-            "made": None if options.made is None else options.made.name,
-            "networks": networks,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    content = {
+        "made": None if options.made is None else options.made.name,
+        "networks": networks,
+    }
+    recording.save(options.json, _SCHEMA, content)
     return 0
 
 

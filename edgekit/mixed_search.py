@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from edgekit.rounding.sequential import measurable_layers
 from edgekit.runners.timing import TimingRequest, time_block
 from edgekit.sensitivity import Sensitivity, expected_drop, measure_sensitivity
 from edgekit.target_choice import target_named
-from edgekit.types import FLOAT_BITS, LayerBits, Progress, no_progress
+from edgekit.types import FLOAT_BITS, Artifact, LayerBits, Progress, no_progress
 
 _WIDE = LayerBits(8, 8)
 _NARROW_SCHEME = "w4a8"
@@ -46,6 +46,15 @@ class MixedChoice:
     points: tuple[Point, ...]
     chosen: Point
     facts: Mapping[str, Any]
+
+    @property
+    def most_bytes(self) -> float | None:
+        """Largest size of a file, where the budget bounds it."""
+        if self.budget.kind is BudgetKind.SIZE:
+            return self.budget.value
+        if self.budget.kind is BudgetKind.SHARE:
+            return self.budget.value * float(self.facts["float_bytes"])
+        return None
 
     @property
     def summary(self) -> str:
@@ -79,6 +88,29 @@ class MixedChoice:
             ],
             **self.facts,
         }
+
+
+def size_shortfalls(
+    choice: MixedChoice, directory: Path, artifacts: Sequence[Artifact], recipe: Recipe
+) -> list[str]:
+    """Return the files that ended larger than the budget allows, in words.
+
+    Args:
+        choice: what was chosen.
+        directory: the result.
+        artifacts: what was written there.
+        recipe: the run's configuration.
+    """
+    most = choice.most_bytes
+    if most is None:
+        return []
+    packed = set(_packing(recipe))
+    sizes = {a.target: _payload(directory / a.model) for a in artifacts if a.target in packed}
+    return [
+        f"{target}: its file takes {size} bytes, more than {choice.budget} allows"
+        for target, size in sizes.items()
+        if size > most
+    ]
 
 
 def search_mixed(
@@ -132,7 +164,7 @@ def _packed_bytes(
     folder: Path,
 ) -> int:
     """Return the size of the largest file that narrow weights make smaller."""
-    targets = [n for n in recipe.targets if target_named(n).profile(recipe.cpu).packs_int4]
+    targets = _packing(recipe)
     if not targets:
         raise ConfigError(
             f"{budget}: {', '.join(recipe.targets)} stores 4-bit weights in whole bytes, so "
@@ -140,12 +172,19 @@ def _packed_bytes(
             "add --targets onnxruntime or openvino, or use --scheme w4a8",
         )
     model = quantize_nearest(captured, statistics, "mixed", chosen=bits)
-    sizes = []
-    for artifact in export(model, folder, targets=targets, cpu=recipe.cpu):
-        path = folder / artifact.model
-        weights = path.with_suffix(".bin")
-        sizes.append((weights if weights.exists() else path).stat().st_size)
-    return max(sizes)
+    artifacts = export(model, folder, targets=targets, cpu=recipe.cpu)
+    return max(_payload(folder / artifact.model) for artifact in artifacts)
+
+
+def _packing(recipe: Recipe) -> list[str]:
+    """Return the targets whose files narrow weights make smaller."""
+    return [n for n in recipe.targets if target_named(n).profile(recipe.cpu).packs_int4]
+
+
+def _payload(model: Path) -> int:
+    """Return the size of a model file, or of the weights beside it."""
+    weights = model.with_suffix(".bin")
+    return (weights if weights.exists() else model).stat().st_size
 
 
 def _by_latency(

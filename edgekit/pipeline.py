@@ -18,10 +18,12 @@ from edgekit.errors import ConfigError, VerificationError
 from edgekit.loading import LoadedModel, load
 from edgekit.lowering import LoweredModel
 from edgekit.mixed_plot import plot_mixed
-from edgekit.mixed_search import search_mixed
+from edgekit.mixed_search import MixedChoice, search_mixed, size_shortfalls
 from edgekit.observe import with_notes
 from edgekit.options import InputOption
 from edgekit.output import AtomicDirectory
+from edgekit.quant.statistics import Statistics
+from edgekit.quantized import QuantizedModel
 from edgekit.recipe import Recipe, check_end_bits, write_recipe
 from edgekit.report import Report, write_result_files
 from edgekit.rounding import choose_rounding
@@ -202,10 +204,7 @@ def quantize(
                 statistics = with_notes(statistics, f"calibration {name} ({reason})")
             choice = None
             if recipe is None and configuration.scheme == "mixed":
-                with stages.stage("allocate") as inner:
-                    choice = search_mixed(
-                        captured, statistics, configuration, budget or DEFAULT_BUDGET, inner
-                    )
+                choice = _allocate(captured, statistics, configuration, budget, stages)
                 configuration = replace(configuration, bits=choice.bits)
                 statistics = with_notes(statistics, choice.summary)
             with stages.stage("quantize") as inner:
@@ -229,10 +228,10 @@ def quantize(
                 checked = _verify_all(
                     captured, lowered, artifacts, configuration, directory.path, inner
                 )
+        shortfalls = list(require_agreement(checked, min_agreement))
         if choice is not None:
-            quantized = replace(
-                quantized, decisions={**quantized.decisions, "mixed": choice.to_dict()}
-            )
+            shortfalls += size_shortfalls(choice, directory.path, artifacts, configuration)
+            quantized = _with_choice(quantized, choice)
             plot_mixed(choice, directory.path)
         failures.update({r.target: str(r.reason) for r in checked if not r.passed})
         report = Report.build(
@@ -245,7 +244,7 @@ def quantize(
             artifacts=artifacts,
             verifications=checked,
             failures=failures,
-            shortfalls=require_agreement(checked, min_agreement),
+            shortfalls=shortfalls,
             stage_seconds={**stages.seconds, "total": round(time.perf_counter() - started, 3)},
         )
         for name in failures:
@@ -255,6 +254,21 @@ def quantize(
         directory.commit()
     progress("done", 1.0)
     return report
+
+
+def _allocate(
+    captured: CapturedModel,
+    statistics: Statistics,
+    recipe: Recipe,
+    budget: Budget | None,
+    stages: Stages,
+) -> MixedChoice:
+    with stages.stage("allocate") as inner:
+        return search_mixed(captured, statistics, recipe, budget or DEFAULT_BUDGET, inner)
+
+
+def _with_choice(quantized: QuantizedModel, choice: MixedChoice) -> QuantizedModel:
+    return replace(quantized, decisions={**quantized.decisions, "mixed": choice.to_dict()})
 
 
 def _load(

@@ -259,6 +259,18 @@ def test_a_size_is_kept_and_the_recipe_repeats_it(here: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_file_that_ends_too_large_fails(here: Path, capsys: Capture) -> None:
+    """Every layer is said to save a kilobyte more than it does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgekit.mixed._OVERHEAD", -1024)
+        words = (*QUANTIZE, "--scheme", "mixed", "--max-size", "0.155x", "--out", "out")
+        assert main(list(words)) == 1
+    assert "more than --max-size 0.155x allows" in capsys.readouterr().err
+    document = document_of(here / "out")
+    float_bytes = document["calibration"]["decisions"]["mixed"]["float_bytes"]
+    assert (here / "out/onnxruntime/model.onnx").stat().st_size > 0.155 * float_bytes
+
+
 def test_a_drop_bounds_what_is_expected(here: Path) -> None:
     assert main([*QUANTIZE, "--scheme", "mixed", "--max-drop", "1.2", "--out", "out"]) == 0
     mixed = document_of(here / "out")["calibration"]["decisions"]["mixed"]

@@ -10,17 +10,16 @@ from torch import Tensor, fx
 
 from edgekit.graph import WEIGHTED, constant, op_kind
 from edgekit.lowering import LoweredModel
-from edgekit.quant.affine import SMALLEST_SCALE, QParams, WeightCodes, broadcast, weight_scheme
+from edgekit.quant.affine import SMALLEST_SCALE, WeightCodes, broadcast, weight_scheme
 from edgekit.reference import Reference, channel_axis, pooled_input
-from edgekit.rounding.learned_ops import compare, quantize
-from edgekit.sites import SITE, Role, Site, layer_name
+from edgekit.rounding.learned_ops import compare
+from edgekit.rounding.quantized_pass import Edge, QuantizedPass, narrow_factors, scaled_ranges
+from edgekit.sites import SITE, Role, layer_name
 
 _VALUES = 1 << 26
 """Outputs of weighted layers that a step computes: a quarter GiB, and backward keeps three times as
 much. Lite0 then takes 10 images of 224 x 224."""
 _FEWEST, _MOST = 4, 32
-Edge = tuple[str, int]
-"""A tensor's grid: the tensor's node, and the width."""
 
 
 @dataclass
@@ -74,18 +73,7 @@ class Variables:
 
     def grids(self, lowered: LoweredModel) -> dict[Edge, tuple[float, float]]:
         """Return the learned range of every narrow grid."""
-        found = {}
-        for index, grid in lowered.activations.items():
-            edge = edge_of(lowered, index, grid)
-            if edge in self.factors:
-                factor = float(self.factors[edge].detach())
-                found[edge] = (grid.minimum * factor, grid.maximum * factor)
-        return found
-
-
-def edge_of(lowered: LoweredModel, index: int, grid: QParams) -> Edge:
-    """Return which tensor's grid an activation site takes."""
-    return lowered.placement.tensors[lowered.sited.sites[index].tensor], grid.scheme.bits
+        return scaled_ranges(lowered, self.factors)
 
 
 def variables_of(lowered: LoweredModel, pull: float, *, on_noise: bool) -> Variables:
@@ -111,12 +99,7 @@ def variables_of(lowered: LoweredModel, pull: float, *, on_noise: bool) -> Varia
             weight = constant(lowered.sited.model.graph, lowered.sited.node(site.tensor))
             assert weight is not None
             weights[name] = SoftWeight.of(weight.detach(), codes, pull)
-    factors = {
-        edge_of(lowered, index, grid): torch.ones(()).requires_grad_()
-        for index, grid in lowered.activations.items()
-        if grid.scheme.bits < 8
-    }
-    return Variables(weights, factors)
+    return Variables(weights, narrow_factors(lowered))
 
 
 class Teacher(fx.Interpreter):
@@ -146,24 +129,18 @@ def affordable_batch(reference: Reference) -> int:
     return min(max(_VALUES // values, _FEWEST), _MOST)
 
 
-class Student(fx.Interpreter):
+class Student(QuantizedPass):
     """The quantized network on a reference, its layers' means held at those of the float one.
 
     Biases are corrected elsewhere, so errors that a bias takes back are none here.
     """
 
     def __init__(self, lowered: LoweredModel, reference: Reference, variables: Variables) -> None:
-        super().__init__(reference.graph)
+        super().__init__(lowered, reference, variables.factors)
         self._steepness: float | None = None
-        self._lowered = lowered
         self._reference = reference
         self._variables = variables
         self._teacher = Teacher(reference)
-        self._sites: dict[str, Site] = {
-            site.consumer: site
-            for site in lowered.sited.sites
-            if site.role is Role.WEIGHT and site.index in lowered.weights
-        }
         self._losses: list[Tensor] = []
 
     def loss(self, inputs: tuple[Tensor, ...], steepness: float | None) -> Tensor:
@@ -184,27 +161,8 @@ class Student(fx.Interpreter):
         self._teacher.outputs.clear()
         return torch.stack(self._losses).sum()
 
-    def run_node(self, n: fx.Node) -> object:
-        """Compute one node with quantized values."""
-        if n.target is SITE:
-            return self._site(n)
-        if n.name in self._sites and op_kind(n) in WEIGHTED:
-            return self._layer(n)
-        if n.name in self._sites:  # an embedding
-            (_, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
-            table = self._lowered.weights[self._sites[n.name].index].dequantize()
-            return self.call_function(n.target, (table, *rest), kwargs)
-        return super().run_node(n)
-
-    def _site(self, n: fx.Node) -> object:
-        (x, index), _ = self.fetch_args_kwargs_from_env(n)
-        assert isinstance(x, Tensor) and isinstance(index, int)
-        grid = self._lowered.activations.get(index)
-        if grid is None:
-            return x
-        return quantize(x, grid, self._variables.factors.get(edge_of(self._lowered, index, grid)))
-
-    def _layer(self, n: fx.Node) -> Tensor:
+    def layer(self, n: fx.Node) -> Tensor:
+        """Compute a layer, note its error, and return it with the mean of the float one."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         weight = self._weight(n)
         if self._reference.factors and pooled_input(n) is not None:
@@ -213,13 +171,13 @@ class Student(fx.Interpreter):
         assert isinstance(found, Tensor)
         target = self._teacher.outputs.pop(n.name)
         spread = float(target.var()) * target.numel() + 1e-12
-        importance = 1 / (spread * len(self._sites))
+        importance = 1 / (spread * len(self.sites))
         same, loss = compare(found, target, channel_axis(n, found), importance)
         self._losses.append(loss)
         return same
 
     def _weight(self, n: fx.Node) -> Tensor:
-        codes = self._lowered.weights[self._sites[n.name].index]
+        codes = self.lowered.weights[self.sites[n.name].index]
         soft = self._variables.weights.get(layer_name(n))
         if soft is None:
             weight = codes.dequantize()

@@ -12,10 +12,9 @@ from edgekit.graph import WEIGHTED, constant, op_kind
 from edgekit.lowering import LoweredModel
 from edgekit.quant.affine import SMALLEST_SCALE, WeightCodes, broadcast, weight_scheme
 from edgekit.reference import Reference
-from edgekit.rounding.learned_ops import quantize
-from edgekit.rounding.learned_student import Edge, edge_of
+from edgekit.rounding.quantized_pass import Edge, QuantizedPass, narrow_factors, scaled_ranges
 from edgekit.rounding.student_ops import round_weight
-from edgekit.sites import SITE, Role, Site, layer_name
+from edgekit.sites import Role, layer_name
 
 _WITHIN = 0.4
 """How far from its code a weight begins at most, in steps: the student begins as what it got."""
@@ -80,12 +79,7 @@ class Trained:
                 weight = constant(graph, lowered.sited.node(site.tensor))
                 assert weight is not None
                 weights[name] = TrainedWeight.of(weight.detach(), codes)
-        factors = {
-            edge_of(lowered, index, grid): torch.ones(()).requires_grad_()
-            for index, grid in lowered.activations.items()
-            if grid.scheme.bits < 8
-        }
-        return cls(weights, biases, factors)
+        return cls(weights, biases, narrow_factors(lowered))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor that is trained under a name of its own."""
@@ -99,50 +93,19 @@ class Trained:
 
     def grids(self, lowered: LoweredModel) -> dict[Edge, tuple[float, float]]:
         """Return the range of every narrow grid."""
-        found = {}
-        for index, grid in lowered.activations.items():
-            edge = edge_of(lowered, index, grid)
-            if edge in self.factors:
-                factor = float(self.factors[edge].detach())
-                found[edge] = (grid.minimum * factor, grid.maximum * factor)
-        return found
+        return scaled_ranges(lowered, self.factors)
 
 
-class StudentNetwork(fx.Interpreter):
+class StudentNetwork(QuantizedPass):
     """Computes a network with what is trained, and keeps the outputs of its layers."""
 
     def __init__(self, lowered: LoweredModel, reference: Reference, trained: Trained) -> None:
-        super().__init__(reference.graph)
+        super().__init__(lowered, reference, trained.factors)
         self.outputs: dict[str, Tensor] = {}
-        self._lowered = lowered
         self._trained = trained
-        self._sites: dict[str, Site] = {
-            site.consumer: site
-            for site in lowered.sited.sites
-            if site.role is Role.WEIGHT and site.index in lowered.weights
-        }
 
-    def run_node(self, n: fx.Node) -> object:
-        """Compute one node with quantized values."""
-        if n.target is SITE:
-            return self._site(n)
-        if n.name not in self._sites:
-            return super().run_node(n)
-        if op_kind(n) in WEIGHTED:
-            return self._layer(n)
-        (_, *rest), kwargs = self.fetch_args_kwargs_from_env(n)  # an embedding
-        table = self._lowered.weights[self._sites[n.name].index].dequantize()
-        return self.call_function(n.target, (table, *rest), kwargs)
-
-    def _site(self, n: fx.Node) -> object:
-        (x, index), _ = self.fetch_args_kwargs_from_env(n)
-        assert isinstance(x, Tensor) and isinstance(index, int)
-        grid = self._lowered.activations.get(index)
-        if grid is None:
-            return x
-        return quantize(x, grid, self._trained.factors.get(edge_of(self._lowered, index, grid)))
-
-    def _layer(self, n: fx.Node) -> Tensor:
+    def layer(self, n: fx.Node) -> Tensor:
+        """Compute a layer with what is trained, and keep its output."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         bias = self._trained.biases.get(layer_name(n))
         rest = args[2:] if bias is None else (bias, *args[3:])
@@ -152,6 +115,6 @@ class StudentNetwork(fx.Interpreter):
         return found
 
     def _weight(self, n: fx.Node) -> Tensor:
-        codes = self._lowered.weights[self._sites[n.name].index]
+        codes = self.lowered.weights[self.sites[n.name].index]
         trained = self._trained.weights.get(layer_name(n))
         return codes.dequantize() if trained is None else trained.value()

@@ -131,8 +131,11 @@ def test_less_error_than_gptq_on_noise_that_was_not_learned_on(
     rounded: QuantizedModel, learned: QuantizedModel, reference: Reference
 ) -> None:
     assert learned.decisions["rounding"] == "learned"
-    before, after = output_error(rounded, reference), output_error(learned, reference)
-    assert after < 0.99 * before  # measured 0.93 and 0.97; 60 steps are few
+    (x,) = next(random_batches(rounded.sited.model, 64, 64, torch.Generator().manual_seed(77)))
+    # what is learned: the error of all layers; measured 0.75 to 0.77 with three seeds of learning
+    assert error(learned, reference, x) < 0.8 * error(rounded, reference, x)
+    # of the outputs 0.76 to 0.97: the pooled outputs of noise are a noisy measure of it
+    assert output_error(learned, reference) < output_error(rounded, reference)
 
 
 def test_codes_stay_on_the_grid_and_beside_the_weight(
