@@ -13,7 +13,7 @@ import torch
 from benchmarks._cases import Case
 from benchmarks._images import ImageSet
 from edgekit.artifacts import lower_for, quantize_observed
-from edgekit.capture import CapturedModel, capture
+from edgekit.capture import CapturedModel
 from edgekit.loading import LoadedModel, load
 from edgekit.lowering import LoweredModel
 from edgekit.options import InputOption, parse_preprocessing
@@ -95,18 +95,7 @@ def loaded_case(case: Case, data: Path) -> LoadedModel:
 
 def captured_case(case: Case, data: Path) -> CapturedModel:
     """Load a case's network, and capture it."""
-    return captured(loaded_case(case, data))
-
-
-def captured(loaded: LoadedModel) -> CapturedModel:
-    """Capture a network with all that is known of it."""
-    return capture(
-        loaded.module,
-        loaded.inputs,
-        task=loaded.task,
-        preprocessing=loaded.preprocessing,
-        num_classes=loaded.num_classes,
-    )
+    return loaded_case(case, data).capture()
 
 
 def image_tensor(case: Case, data: Path, count: int | None) -> torch.Tensor:

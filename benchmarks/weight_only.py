@@ -27,7 +27,6 @@ from benchmarks._fed_peers import synthesized, weights_file
 from benchmarks._fidelity import (
     Interval,
     agreement,
-    captured,
     float_outputs,
     image_tensor,
     loaded_case,
@@ -135,7 +134,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _lite0(data: Path, options: argparse.Namespace) -> Network:
     case = CASES[_LITE0]
     loaded = loaded_case(case, data)
-    model = captured(loaded)
+    model = loaded.capture()
     with tempfile.TemporaryDirectory(prefix="edgekit-benchmark-") as scratch:
         folder, file = Path(scratch), options.made
         if file is None:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx
 
 from edgekit.calibrate import choose
-from edgekit.capture import CapturedModel, capture
+from edgekit.capture import CapturedModel
 from edgekit.graph import (
     WEIGHTED,
     OpKind,
@@ -176,13 +176,7 @@ def inspect_model(
         trust_pickle=trust_pickle,
         weights=weights,
     )
-    captured = capture(
-        loaded.module,
-        loaded.inputs,
-        task=loaded.task,
-        preprocessing=loaded.preprocessing,
-        num_classes=loaded.num_classes,
-    )
+    captured = loaded.capture()
     counts = Counter(op_name(node) for node in captured.graph.graph.nodes)
     norms = {name: counts[key] for key, name in _NORMALIZATIONS.items() if counts[key]}
     calibration, reason = choose(captured, "auto", effort)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from edgekit.architecture import parse_arch
-from edgekit.capture import first_output
+from edgekit.capture import CapturedModel, capture, first_output
 from edgekit.errors import CaptureError, ConfigError
 from edgekit.files.reader import read_file
 from edgekit.files.wording import printable
@@ -38,6 +38,20 @@ class LoadedModel:
     source: str
     sha256: str
     notes: tuple[str, ...] = ()
+
+    def capture(self) -> CapturedModel:
+        """Capture the network with all that is known of it.
+
+        Raises:
+            CaptureError: it cannot be captured.
+        """
+        return capture(
+            self.module,
+            self.inputs,
+            task=self.task,
+            preprocessing=self.preprocessing,
+            num_classes=self.num_classes,
+        )
 
 
 def load(

@@ -12,7 +12,7 @@ from edgekit.architecture import confirmed_arch
 from edgekit.artifacts import export_all, quantize_observed
 from edgekit.budget import DEFAULT_BUDGET, Budget, check_budget
 from edgekit.calibrate import calibrate, check_calibration, choose, samples_of
-from edgekit.capture import CapturedModel, capture
+from edgekit.capture import CapturedModel
 from edgekit.environment import usable_cores
 from edgekit.errors import ConfigError, VerificationError
 from edgekit.loading import LoadedModel, load
@@ -184,7 +184,7 @@ def quantize(
             usable_targets(configuration.targets, configuration.scheme)
         with threads(configuration.threads):
             with stages.stage("capture"):
-                captured = _capture(loaded)
+                captured = loaded.capture()
                 check_bits(captured.graph.graph, configuration)
             with stages.stage("calibrate") as inner:
                 name, reason = choose(captured, configuration.calibration, configuration.effort)
@@ -305,16 +305,6 @@ def _load(
         note = "the recipe was made for another model file: the result's bytes will differ"
         return replace(loaded, notes=(*loaded.notes, note))
     return loaded
-
-
-def _capture(loaded: LoadedModel) -> CapturedModel:
-    return capture(
-        loaded.module,
-        loaded.inputs,
-        task=loaded.task,
-        preprocessing=loaded.preprocessing,
-        num_classes=loaded.num_classes,
-    )
 
 
 def _verify_all(

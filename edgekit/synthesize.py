@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from edgekit.calibrate import Synthesizer, synthesizer
-from edgekit.capture import capture
 from edgekit.errors import OutputError
 from edgekit.gallery import gallery
 from edgekit.loading import load
@@ -118,13 +117,7 @@ def synthesize(
         trust_pickle=trust_pickle,
         weights=weights,
     )
-    captured = capture(
-        loaded.module,
-        loaded.inputs,
-        task=loaded.task,
-        preprocessing=loaded.preprocessing,
-        num_classes=loaded.num_classes,
-    )
+    captured = loaded.capture()
     with on_device(captured, place):
         made = maker.synthesize(
             captured,
