@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgekit.artifacts import export as export
     from edgekit.bench import bench as bench
     from edgekit.capture import capture as capture
+    from edgekit.deploy import deploy as deploy
     from edgekit.doctor import doctor as doctor
     from edgekit.evaluate import evaluate as evaluate
     from edgekit.inspect_model import inspect_model as inspect_model
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "bench": "edgekit.bench",
     "capture": "edgekit.capture",
+    "deploy": "edgekit.deploy",
     "doctor": "edgekit.doctor",
     "evaluate": "edgekit.evaluate",
     "export": "edgekit.artifacts",
@@ -49,6 +51,7 @@ __all__ = [
     "__version__",
     "bench",
     "capture",
+    "deploy",
     "doctor",
     "evaluate",
     "export",

@@ -6,6 +6,7 @@ Reading the text imports nothing; :meth:`Architecture.build` imports and calls t
 from __future__ import annotations
 
 import ast
+import enum
 import importlib
 import inspect
 import re
@@ -30,18 +31,32 @@ _MAX_LENGTH = 2000  # far beyond any real call, far below what exhausts Python's
 _EXAMPLES = "examples: --arch zoo:efficientnet_lite0, --arch 'my_net:build(width=0.75)'"
 
 
+class WeightsOrigin(str, enum.Enum):
+    """What may be expected of a network's weights.
+
+    ``PUBLISHED``: its authors trained them. ``TRAINED``: trained here, part of edgekit.
+    ``SEEDED``: random, for size, speed and export; nothing is claimed about accuracy.
+    """
+
+    PUBLISHED = "published"
+    TRAINED = "trained"
+    SEEDED = "seeded"
+
+
 @dataclass(frozen=True, slots=True)
 class ZooModel:
     """A network of the zoo: how to build it, where its weights come from, what it expects.
 
-    ``build`` takes arguments with literal defaults only. ``weights`` reads them from the Python
-    package ``weights_package``; both are ``None`` when there are no published weights to ship.
+    ``build`` takes arguments with literal defaults only. ``weights`` makes or reads the weights,
+    from the Python package ``weights_package`` where that is not ``None``; ``weights`` itself is
+    ``None`` when there are none to have.
     """
 
     name: str
     build: Callable[..., nn.Module]
     weights: Callable[[], dict[str, Tensor]] | None
     weights_package: str | None
+    weights_origin: WeightsOrigin | None
     task: Task
     inputs: tuple[InputSpec, ...]
     preprocessing: Preprocessing | None

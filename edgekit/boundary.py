@@ -91,7 +91,9 @@ class Boundary:
         # Interrupted imports and children fail in ways of their own; the cause is the signal.
         interrupted = self._interrupted_at is not None and not self._settled
         if interrupted or isinstance(error, KeyboardInterrupt):
-            return _Failure(130, "interrupted", "interrupted", "nothing was written")
+            # The text of a stage that keeps something says where.
+            kept = str(error) if isinstance(error, KeyboardInterrupt) else ""
+            return _Failure(130, "interrupted", "interrupted", kept or "nothing was written")
         if isinstance(error, EdgekitError):
             return _Failure(error.exit_code, error.code, error.message, error.hint)
         if isinstance(error, _USAGE_ERROR):

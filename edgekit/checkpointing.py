@@ -26,10 +26,12 @@ class Checkpoint:
     Attributes:
         path: the file; it may not exist yet.
         identity: what the run depends on; :func:`run_identity` makes it.
+        elsewhere: how the user names another file.
     """
 
     path: Path
     identity: Mapping[str, str]
+    elsewhere: str = "name another --checkpoint file"
     _saved: float = field(default_factory=time.monotonic)
 
     def load(self) -> dict[str, Any] | None:
@@ -53,7 +55,7 @@ class Checkpoint:
                 raise CalibrationError(
                     f"the checkpoint '{self.path}' was made with another {key} "
                     f"({identity.get(key)}, now {value})",
-                    "continue with the same model and options, or name another --checkpoint file",
+                    f"continue with the same model and options, or {self.elsewhere}",
                 )
         return state
 
@@ -74,7 +76,7 @@ class Checkpoint:
             beside.unlink(missing_ok=True)
             raise OutputError(
                 f"the checkpoint '{self.path}' cannot be written: {error.strerror or error}",
-                "name a file on a disk with room with --checkpoint",
+                f"make room on the disk, or {self.elsewhere}",
             ) from error
         self._saved = time.monotonic()
 
@@ -89,7 +91,7 @@ class Checkpoint:
     def _unreadable(self, reason: str) -> CalibrationError:
         return CalibrationError(
             f"the checkpoint '{self.path}' cannot be read: {reason}",
-            "name another --checkpoint file to start from the beginning",
+            f"{self.elsewhere} to start from the beginning",
         )
 
 

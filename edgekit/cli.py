@@ -19,16 +19,11 @@ import typer
 from edgekit import machine_tables, tables
 from edgekit.boundary import Boundary, write_json
 from edgekit.budget import parse_budget
-from edgekit.cli_options import (
-    AsJson,
-    InputSizes,
-    ResultDir,
-    TargetNames,
-    Threads,
-    input_sizes,
-    target_names,
-)
+from edgekit.cli_bench import bench, doctor
+from edgekit.cli_deploy import deploy
+from edgekit.cli_options import AsJson, ResultDir, TargetNames, target_names
 from edgekit.cli_regress import regress
+from edgekit.cli_zoo import zoo_app
 from edgekit.console import working, write
 from edgekit.errors import ConfigError, require
 from edgekit.options import parse_input, parse_preprocessing
@@ -53,7 +48,6 @@ _FIXED_BY_RECIPE = {
 
 # Without rich's markup, help is printed without importing rich.
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-zoo_app = typer.Typer(rich_markup_mode=None, help="Networks that edgekit knows by name.")
 app.add_typer(zoo_app, name="zoo")
 
 WhichWeights = Annotated[
@@ -293,56 +287,10 @@ def evaluate(
         write(tables.evaluation(document))
 
 
-@app.command()
-def bench(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="DIR|FILE...", help="Results, .onnx, .xml or .plan.")
-    ],
-    targets: TargetNames = None,
-    inputs: InputSizes = None,
-    blocks: Annotated[int, typer.Option(min=2, metavar="N", help="Blocks of each artifact.")] = 7,
-    seconds: Annotated[float, typer.Option(metavar="S", help="Length of a block.")] = 0.5,
-    warmup: Annotated[float, typer.Option(min=0, metavar="S", help="Before each block.")] = 0.3,
-    threads: Threads = None,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Samples in an inference.")] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Time float against INT8 on this machine, and say why INT8 is not faster."""
-    with working("bench") as progress:
-        from edgekit import bench as run_bench
-
-        report = run_bench(
-            paths,
-            targets=target_names(targets),
-            shapes=input_sizes(inputs or ()),
-            blocks=blocks,
-            block_seconds=seconds,
-            warmup_seconds=warmup,
-            threads=threads,
-            batch=batch,
-            progress=progress,
-        )
-    document = report.to_dict()
-    if as_json:
-        write_json(document)
-    else:
-        write(machine_tables.bench(document))
-
-
+app.command()(bench)
 app.command()(regress)
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine can do with INT8 and INT4, and what to install."""
-    with working("doctor"):
-        from edgekit import doctor as examine
-
-        document = examine().to_dict()
-    if as_json:
-        write_json(document)
-    else:
-        write(machine_tables.doctor(document))
+app.command()(doctor)
+app.command()(deploy)
 
 
 @app.command()
@@ -390,38 +338,6 @@ def inspect(
         write_json(document)
     else:
         write(show(document))
-
-
-@zoo_app.command("list")
-def zoo_list(as_json: AsJson = False) -> None:
-    """List the networks."""
-    with working("list"):
-        require("torch", extra="torch")
-        from edgekit import zoo
-
-        models = zoo.list_models()
-    if as_json:
-        write_json({"models": models})
-    else:
-        write(tables.models(models))
-
-
-@zoo_app.command("save")
-def zoo_save(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As 'edgekit zoo list' shows it.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint to write.")],
-    as_json: AsJson = False,
-) -> None:
-    """Write a network with its published weights as a checkpoint."""
-    with working("save"):
-        require("torch", extra="torch")
-        from edgekit import zoo
-
-        written = zoo.save_model(name, file)
-    if as_json:
-        write_json({"name": name, "file": str(written), "size_bytes": written.stat().st_size})
-    else:
-        write(f"written to {written}\n")
 
 
 def _refuse_what_the_recipe_fixes(context: typer.Context) -> None:

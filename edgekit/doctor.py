@@ -7,7 +7,9 @@ looked up in their metadata. So it works with any of them missing or broken.
 from __future__ import annotations
 
 import platform
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +26,9 @@ from edgekit.capabilities import (
 )
 from edgekit.environment import cpu_description
 from edgekit.errors import DISTRIBUTION
+from edgekit.jetson import Jetson, memory_bytes, read_jetson
+from edgekit.limits import Facts, Limit, limits, settings_advice
+from edgekit.power.machine import clocks_pinned, power_mode
 from edgekit.registry import RUNNERS
 from edgekit.requirements import Package, optional_packages
 from edgekit.runners.probe import GPUS, Probe, probe
@@ -31,6 +36,8 @@ from edgekit.runners.probe import GPUS, Probe, probe
 SCHEMA_VERSION = 1
 WORKS, NO_DEVICE, MISSING, BROKEN = "works", "no device", "missing", "broken"
 _HOST_EXTRA = "torch"
+QUANTIZE = "to quantize here"
+"""How the advice begins that concerns hosts, not devices."""
 _BOARD = Path("/proc/device-tree/model")
 
 
@@ -101,6 +108,8 @@ class DoctorReport:
         gpu_problem: why there is none.
         runtimes: the runtimes of edgekit's targets.
         packages: the optional packages.
+        facts: what else decides: Jetson, disk, power mode, clocks.
+        memory: ``total`` and ``available``, in bytes.
         can: what edgekit can do here: ``quantize``, and ``run`` for each runtime.
         advice: what to install or mend, the most important first.
     """
@@ -115,6 +124,13 @@ class DoctorReport:
     runtimes: tuple[RuntimeStatus, ...]
     packages: tuple[Package, ...]
     advice: tuple[str, ...]
+    facts: Facts
+    memory: Mapping[str, int | None]
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """What will not work here, the most important first."""
+        return tuple(limits(self.facts))
 
     @property
     def can(self) -> dict[str, Any]:
@@ -136,7 +152,13 @@ class DoctorReport:
             "gpu_problem": self.gpu_problem,
             "runtimes": [runtime.to_dict() for runtime in self.runtimes],
             "packages": [package.to_dict() for package in self.packages],
+            "jetson": _jetson_dict(self.facts.jetson),
+            "memory_bytes": dict(self.memory),
+            "free_bytes": self.facts.free_bytes,
+            "power_mode": None if self.facts.power is None else dict(self.facts.power),
+            "clocks_pinned": dict(self.facts.pinned or {}),
             "can": self.can,
+            "will_not_work": [limit.to_dict() for limit in self.limits],
             "advice": list(self.advice),
         }
 
@@ -153,6 +175,8 @@ def doctor() -> DoctorReport:
     cpu = cpu_description()
     flags = cpu["flags"]
     assert isinstance(flags, list)
+    memory = memory_bytes()
+    facts = _facts(runtimes, gpus, gpu_problem, memory["available"])
     return DoctorReport(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.release()} {machine.architecture}",
@@ -163,8 +187,39 @@ def doctor() -> DoctorReport:
         gpu_problem=gpu_problem,
         runtimes=runtimes,
         packages=packages,
-        advice=tuple(advise(runtimes, packages, machine)),
+        advice=(*advise(runtimes, packages, machine), *settings_advice(facts)),
+        facts=facts,
+        memory=memory,
     )
+
+
+def _facts(
+    runtimes: Sequence[RuntimeStatus],
+    gpus: Sequence[GpuStatus],
+    gpu_problem: str | None,
+    available: int | None,
+) -> Facts:
+    return Facts(
+        jetson=read_jetson(),
+        compute_capabilities=tuple(gpu.compute_capability for gpu in gpus),
+        gpu_problem=gpu_problem,
+        works={r.name: r.versions for r in runtimes if r.state == WORKS},
+        available_bytes=available,
+        free_bytes=_free(),
+        power=power_mode(),
+        pinned=clocks_pinned(),
+    )
+
+
+def _free() -> int | None:
+    try:
+        return shutil.disk_usage(tempfile.gettempdir()).free
+    except OSError:
+        return None
+
+
+def _jetson_dict(jetson: Jetson | None) -> dict[str, Any] | None:
+    return None if jetson is None else jetson.to_dict()
 
 
 def _gpus(answer: Probe) -> tuple[tuple[GpuStatus, ...], str | None]:
@@ -221,7 +276,7 @@ def advise(
             yield f"{runtime.name} is installed but fails ({runtime.problem}): install it again"
     absent = _absent(packages, _HOST_EXTRA)
     if absent:
-        yield f"to quantize here ({', '.join(absent)} missing): {_install(_HOST_EXTRA)}"
+        yield f"{QUANTIZE} ({', '.join(absent)} missing): {_install(_HOST_EXTRA)}"
     for runtime in runtimes:
         source = runtime_source(runtime.name, machine)
         if runtime.state == MISSING and source is not None:

@@ -58,6 +58,12 @@ class CalibrationError(EdgekitError):
     code = "calibration"
 
 
+class TrainingError(EdgekitError):
+    """Training cannot go on, or has nothing usable to work with."""
+
+    code = "training"
+
+
 class UnsupportedError(EdgekitError):
     """The request is understood but cannot be honoured by this target or scheme."""
 

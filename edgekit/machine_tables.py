@@ -25,6 +25,7 @@ def bench(document: Mapping[str, Any]) -> str:
     heads = ("artifact", "p50", "p90", "p99", "per second", "cold start", "memory", "size")
     rows = [_lane(lane) for lane in document["lanes"]]
     lines = ["intervals: 95 %, bootstrap over blocks"]
+    lines += [line for lane in document["lanes"] for line in _lane_lines(lane)]
     for comparison in document["comparisons"]:
         ratio = comparison["ratio"]
         lines.append(
@@ -32,7 +33,44 @@ def bench(document: Mapping[str, Any]) -> str:
             f"{comparison['baseline']}: {_VERDICTS[comparison['verdict']]}"
         )
         lines += [f"  {reason['text']}" for reason in comparison["reasons"]]
-    return render(heads, rows, [*lines, *document["notes"], _conditions(document)])
+    lines += [*document["notes"], _conditions(document)]
+    return render(heads, rows, [*lines, *_device_lines(document)])
+
+
+def _device_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which device it was, where it was not this machine."""
+    device = document.get("device")
+    if device is not None:
+        yield f"device {device['name']}: {device['user']}@{device['host']}:{device['port']}"
+        for engine in device.get("engines", ()):
+            yield f"built there by TensorRT {engine['version']} in {engine['seconds']:.0f} s"
+
+
+def _lane_lines(lane: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what only some lanes have: a single stream, the device's own time, energy."""
+    stream, device, energy = lane["single_stream"], lane["device_ms"], lane["energy"]
+    if stream is not None and stream["estimate_ms"] is not None:
+        yield (
+            f"{lane['name']}: single stream, p{100 * stream['percentile']:.0f} "
+            f"{stream['estimate_ms']:.4g} ms by early stopping ({stream['queries']} queries in "
+            f"{stream['duration_s']:.0f} s; measured {stream['measured_ms']:.4g} ms)"
+        )
+    if device is not None:
+        setup = lane["setup"]
+        copies = "with" if setup["copies"] else "without"
+        graph = ", as a CUDA graph" if setup["cuda_graph"] else ""
+        yield (
+            f"{lane['name']}: the GPU works {_interval(device, '.3g')} ms; latencies are {copies} "
+            f"copies{graph}"
+        )
+    if energy["joules_per_inference"] is not None:
+        above = energy["above_idle_joules_per_inference"]
+        idle = "" if above is None else f", {1e3 * above['value']:.3g} mJ above idle"
+        joules = {key: 1e3 * value for key, value in energy["joules_per_inference"].items()}
+        yield (
+            f"{lane['name']}: {_interval(joules, '.3g')} mJ for an inference{idle}, "
+            f"{energy['mean_w']:.3g} W"
+        )
 
 
 def _lane(lane: Mapping[str, Any]) -> tuple[str, ...]:
@@ -63,13 +101,21 @@ def _conditions(document: Mapping[str, Any]) -> str:
         f"{cpu['name']}, {cpu['cores']} cores",
         " ".join(cpu["flags"]),
         f"governor {where['governor']}" if where["governor"] else "",
+        f"power mode {_mode(where['power_mode'])}" if where["power_mode"] else "",
+        *(f"{part} clocks pinned" for part, pinned in where["clocks_pinned"].items() if pinned),
         "virtual machine" if where["virtual_machine"] else "",
         f"load {min(loads):g} to {max(loads):g}" if loads else "",
         f"threads: {'each runtime chooses' if threads is None else threads}",
         f"batch {settings['batch']}",
-        f"{settings['blocks']} blocks of {settings['block_seconds']:g} s",
+        f"{settings['blocks']} blocks of {settings['block_seconds']:g} s"
+        if settings["mode"] == "blocks"
+        else f"single stream of at least {settings['min_seconds']:g} s",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def _mode(mode: Mapping[str, Any]) -> str:
+    return str(mode["id"] if mode["name"] is None else mode["name"])
 
 
 def doctor(document: Mapping[str, Any]) -> str:
@@ -104,12 +150,38 @@ def _runtime_state(runtime: Mapping[str, Any]) -> str:
 def _doctor_lines(document: Mapping[str, Any]) -> Iterator[str]:
     board = "" if document["board"] is None else f", {document['board']}"
     yield f"Python {document['python']} on {document['platform']}{board}"
+    yield from _device_lines(document)
     if not document["gpus"]:
         yield f"no NVIDIA GPU: {document['gpu_problem']}"
+    yield from _board_lines(document)
     can = document["can"]
     yield f"quantize here: {'yes' if can['quantize'] else 'no'}"
     yield f"run artifacts here: {', '.join(can['run']) or 'none'}"
+    for limit in document["will_not_work"]:
+        yield f"will not work: {limit['what']} ({limit['instead']})"
     yield from (f"next: {advice}" for advice in document["advice"])
+
+
+def _board_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    jetson, memory = document["jetson"], document["memory_bytes"]
+    if jetson is not None:
+        parts = [
+            f"L4T {jetson['l4t'] or 'unknown'}",
+            f"JetPack {jetson['jetpack'] or 'unknown'}",
+            f"CUDA {jetson['cuda'] or 'not installed'}",
+            f"TensorRT {jetson['tensorrt'] or 'not installed'}",
+            f"{jetson['dla_cores']} DLA cores",
+        ]
+        yield "; ".join(parts)
+    if document["power_mode"] is not None:
+        pinned = [name for name, is_pinned in document["clocks_pinned"].items() if is_pinned]
+        mode = _mode(document["power_mode"])
+        yield f"power mode {mode}; pinned clocks: {' '.join(pinned) or 'none'}"
+    available, free = memory["available"], document["free_bytes"]
+    if available is not None and memory["total"] is not None:
+        yield f"memory: {available / 1e9:.1f} of {memory['total'] / 1e9:.1f} GB available"
+    if free is not None:
+        yield f"disk: {free / 1e9:.1f} GB free"
 
 
 def model_inspection(document: Mapping[str, Any]) -> str:

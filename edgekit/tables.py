@@ -105,7 +105,7 @@ def models(documents: Sequence[Mapping[str, Any]]) -> str:
             model["task"],
             ", ".join("x".join(map(str, spec["shape"])) for spec in model["inputs"]),
             f"{model['parameters'] / 1e6:.2f} M",
-            "installed" if model["weights_available"] else "not installed",
+            str(model["weights"]) + ("" if model["weights_available"] else ", not installed"),
         )
         for model in documents
     ]

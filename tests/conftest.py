@@ -132,3 +132,78 @@ def quantize_module() -> Callable[..., QuantizedModel]:
         return quantize_model(insert_sites(folded), statistics, SCHEMES[scheme], widths, {})
 
     return build
+
+
+@pytest.fixture(scope="session")
+def write_jetson_result() -> Callable[..., Path]:
+    """Write a result of a small classifier in TensorRT's form, which ONNX Runtime opens, too."""
+    onnx = pytest.importorskip("onnx", reason="the test networks are built with onnx")
+
+    def write(folder: Path, targets: tuple[str, ...] = ("tensorrt", "onnxruntime")) -> Path:
+        from edgekit import manifest as m
+        from edgekit.types import Cpu, InputSpec, OutputSpec, Preprocessing, Task
+
+        model = _small_classifier(onnx)
+        for name in ("float", *targets):
+            (folder / name).mkdir(parents=True)
+            onnx.save(model, folder / name / "model.onnx")
+        entries = []
+        for name in targets:
+            file = m.FileEntry.of(folder, f"{name}/model.onnx")
+            entries.append(m.TargetEntry(name, file.path, (file,), executed=False, reason="test"))
+        m.write_manifest(
+            m.Manifest(
+                edgekit_version="0",
+                task=Task.CLASSIFICATION,
+                inputs=(InputSpec("x", (1, 3, 16, 16)),),
+                outputs=(OutputSpec("file", (1, 4)),),
+                preprocessing=Preprocessing((0.5,), (0.5,)),
+                num_classes=4,
+                scheme="w8a8",
+                cpu=Cpu.AVX2,
+                targets=tuple(entries),
+                files=(m.FileEntry.of(folder, "float/model.onnx"),),
+            ),
+            folder,
+        )
+        return folder
+
+    return write
+
+
+def _small_classifier(onnx: Any) -> Any:
+    """One quantized convolution, pooling and a float product; its output is called ``file``.
+
+    That is also the name of an argument of ``numpy.savez``.
+    """
+    import numpy as np
+
+    node, rng = onnx.helper.make_node, np.random.default_rng(0)
+    info, batch = onnx.helper.make_tensor_value_info, "batch"
+    codes = rng.integers(-63, 64, (8, 3, 3, 3)).astype(np.int8)
+    constants = {
+        "codes": codes,
+        "weight_scale": np.float32(2**-7),
+        "scale": np.float32(2**-6),
+        "zero": np.int8(0),
+        "matrix": rng.normal(0, 1, (8, 4)).astype(np.float32),
+    }
+    nodes = [
+        node("QuantizeLinear", ["x", "scale", "zero"], ["q"], "Q"),
+        node("DequantizeLinear", ["q", "scale", "zero"], ["dq"], "DQ"),
+        node("DequantizeLinear", ["codes", "weight_scale"], ["w"], "W"),
+        node("Conv", ["dq", "w"], ["hidden"], "first", pads=[1] * 4),
+        node("Relu", ["hidden"], ["positive"], "relu"),
+        node("GlobalAveragePool", ["positive"], ["pooled"], "pool"),
+        node("Flatten", ["pooled"], ["flat"], "flatten"),
+        node("MatMul", ["flat", "matrix"], ["file"], "last"),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "network",
+        [info("x", onnx.TensorProto.FLOAT, [batch, 3, 16, 16])],
+        [info("file", onnx.TensorProto.FLOAT, [batch, 4])],
+        [onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 19)]
+    return onnx.helper.make_model(graph, opset_imports=opset, ir_version=9)

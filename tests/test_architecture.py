@@ -25,6 +25,7 @@ TABLES = {
     "CALIBRATIONS": registry.CALIBRATIONS,
     "TARGETS": registry.TARGETS,
     "RUNNERS": registry.RUNNERS,
+    "VARIANTS": registry.VARIANTS,
 }
 
 

@@ -190,6 +190,12 @@ def test_document_is_json_and_is_shown(report: BenchReport) -> None:
         "warmup_seconds": 0.01,
         "threads": 1,
         "batch": 2,
+        "mode": "blocks",
+        "min_seconds": 600.0,
+        "min_queries": 100,
+        "copies": True,
+        "cuda_graph": False,
+        "energy": True,
     }
     assert len(document["rounds"]) == 4  # before each round, and after the last
     assert document["lanes"][0]["versions"].keys() == {"onnxruntime"}

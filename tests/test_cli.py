@@ -241,12 +241,14 @@ def test_failed_target_is_removed_and_the_rest_is_kept(
 def test_bug(stage: str, tiny: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     if stage == "verify" and not installed("onnxruntime"):
         pytest.skip("onnxruntime is not installed")
-    function = {"export": "export_all"}.get(stage, stage)
+    function = {"capture": "loading.capture", "export": "pipeline.export_all"}.get(
+        stage, f"pipeline.{stage}"
+    )
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("broken stage")
 
-    monkeypatch.setattr(f"edgekit.pipeline.{function}", broken)
+    monkeypatch.setattr(f"edgekit.{function}", broken)
     words = [*QUANTIZE, *ONE_TARGET, "--out", "new/o"]
     assert main([*words, "--json"] if stage == "export" else words) == 3
     printed = capsys.readouterr()

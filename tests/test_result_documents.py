@@ -1,4 +1,4 @@
-"""docs/report.md and the files of a real result agree key by key and type by type."""
+"""The tables of docs/report.md and docs/bench.md agree with real documents key by key."""
 
 from __future__ import annotations
 
@@ -104,6 +104,34 @@ def test_every_key_is_documented(
     rows = documented[f"{name} {document['schema_version']}"]
     found = list(undocumented(document, [(steps(path), rows[path]) for path in rows], name))
     assert found == []
+
+
+@pytest.fixture(scope="module", params=["blocks", "single-stream"])
+def bench_document(request: pytest.FixtureRequest, result: Path) -> dict[str, Any]:
+    from edgekit.bench import bench
+
+    report = bench(
+        [result],
+        blocks=2,
+        block_seconds=0.01,
+        warmup_seconds=0.0,
+        threads=1,
+        mode=request.param,
+        min_seconds=0.01,
+    )
+    document: dict[str, Any] = json.loads(json.dumps(report.to_dict()))
+    return document
+
+
+def test_every_key_of_a_benchmark_is_documented(root: Path, bench_document: dict[str, Any]) -> None:
+    text = (root / "docs" / "bench.md").read_text(encoding="utf-8")
+    version = bench_document["schema_version"]
+    _, _, body = text.partition(f"## Document of `bench --json`, version {version}\n")
+    table = body.partition("\n## ")[0]
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", table, re.MULTILINE)
+    assert len(rows) > 50
+    plain = [(steps(path), kind) for path, kind in rows]
+    assert list(undocumented(bench_document, plain, "bench")) == []
 
 
 def test_check_sees_a_difference() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.environment import cpu_description, package_versions
+from edgekit.power.machine import clocks_pinned, gpu_mhz, gpu_states, power_mode, throttling
 
 _VARIABLES = (
     "OMP_NUM_THREADS",
@@ -37,6 +38,8 @@ def conditions(root: Path = Path("/")) -> dict[str, Any]:
         "cpu": {**cpu, "machine": platform.machine()},
         "governor": _text(root / _CPUS / "cpu0/cpufreq/scaling_governor"),
         "turbo": _turbo(root),
+        "power_mode": power_mode(root),
+        "clocks_pinned": clocks_pinned(root),
         "virtual_machine": _is_virtual(root),
         "cpu_limit_cores": _cpu_limit(root),
         "memory_limit_bytes": _memory_limit(root),
@@ -48,11 +51,14 @@ def conditions(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def moment(root: Path = Path("/")) -> dict[str, Any]:
-    """Return what changes while a benchmark runs: load, clock and temperature."""
+    """Return what changes while a benchmark runs: load, clocks, temperature and throttling."""
     return {
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "cpu_mhz": _megahertz(root),
         "temperature_c": _temperature(root),
+        "gpu_mhz": gpu_mhz(root),
+        "gpus": gpu_states(),
+        "throttling": throttling(root),
     }
 
 

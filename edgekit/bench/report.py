@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgekit.bench.energy import LaneEnergy, Power
 from edgekit.bench.explain import Reason
 from edgekit.bench.intervals import (
     Estimate,
@@ -13,39 +14,23 @@ from edgekit.bench.intervals import (
     median_over_blocks,
     ratio_over_blocks,
 )
-from edgekit.bench.lanes import INTEGER, Lane
-from edgekit.runners.timing import Block
+from edgekit.bench.lanes import FILE, FLOAT, Lane
+from edgekit.bench.limits import throttle_notes
+from edgekit.bench.settings import BLOCKS, SINGLE_STREAM, Settings
+from edgekit.power.energy import Samples
+from edgekit.runners.timing import Block, Stream
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """How it was measured; ``threads`` is ``None`` for each runtime's own choice."""
-
-    blocks: int
-    block_seconds: float
-    warmup_seconds: float
-    threads: int | None
-    batch: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "blocks": self.blocks,
-            "block_seconds": self.block_seconds,
-            "warmup_seconds": self.warmup_seconds,
-            "threads": self.threads,
-            "batch": self.batch,
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class LaneResult:
-    """One lane and its blocks, in the order of the rounds."""
+    """One lane and its blocks, in the order of the rounds; in a single stream, its parts."""
 
     lane: Lane
     blocks: tuple[Block, ...]
+    stream: Stream | None = None
+    energy: LaneEnergy = field(default_factory=LaneEnergy)
 
     def median(self, figure: str) -> Estimate:
         """Return the median over blocks of one of the attributes of :class:`Block`."""
@@ -82,8 +67,22 @@ class LaneResult:
             "busy_cores": self.median("busy_cores").value,
             "cold_start": {name: self.median(name).to_dict() for name in cold},
             "peak_memory_bytes": self.peak_memory_bytes,
+            "setup": dict(self.blocks[0].setup),
+            "device_ms": self._device_ms(),
+            "energy": self.energy.to_dict(),
+            "single_stream": self._stream(),
             "blocks": [block.to_dict() for block in self.blocks],
         }
+
+    def _device_ms(self) -> dict[str, float] | None:
+        told = [block.device_ms for block in self.blocks if block.device_ms is not None]
+        return median_over_blocks(told).to_dict() if told else None
+
+    def _stream(self) -> dict[str, Any] | None:
+        if self.stream is None:
+            return None
+        stopping = self.stream.early_stopping.to_dict()
+        return {"duration_s": self.stream.duration_s, **stopping}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +139,7 @@ class BenchReport:
         lanes: what was timed.
         comparisons: INT8 against float, or a file against the first one.
         skipped: what was not timed, with the reason, by name.
+        power: samples of power, or why there are none.
     """
 
     settings: Settings
@@ -148,6 +148,7 @@ class BenchReport:
     lanes: tuple[LaneResult, ...]
     comparisons: tuple[Comparison, ...]
     skipped: Mapping[str, str]
+    power: Power = field(default_factory=lambda: Power(Samples((), {}), reason="not asked for"))
 
     def lane(self, name: str) -> LaneResult:
         """Return a lane by name."""
@@ -157,12 +158,11 @@ class BenchReport:
     def notes(self) -> tuple[str, ...]:
         """What limits the figures."""
         notes = [f"{name}: not timed: {reason}" for name, reason in self.skipped.items()]
-        compared = {comparison.lane for comparison in self.comparisons}
-        notes += [
-            f"{name}: nothing to compare with, the float network does not run in this runtime here"
-            for name in (r.lane.name for r in self.lanes if r.lane.precision == INTEGER)
-            if name not in compared
-        ]
+        if self.settings.mode == SINGLE_STREAM:
+            notes += self._stream_notes()
+        else:
+            notes += self._lonely_notes()
+        notes += throttle_notes(self.rounds)
         cores = int(self.conditions["cpu"]["cores"])
         loads = [r["load_average"] for r in self.rounds if r["load_average"] is not None]
         if loads and min(loads) > cores:
@@ -180,6 +180,31 @@ class BenchReport:
             notes.append("a block has fewer than 100 runs: its p99 is close to its slowest run")
         return tuple(notes)
 
+    def _lonely_notes(self) -> list[str]:
+        compared = {comparison.lane for comparison in self.comparisons}
+        return [
+            f"{name}: nothing to compare with, the float network does not run in this runtime here"
+            for name in (r.lane.name for r in self.lanes if r.lane.precision not in (FLOAT, FILE))
+            if name not in compared
+        ]
+
+    def _stream_notes(self) -> list[str]:
+        notes = []
+        if len(self.lanes) > 1:
+            notes.append(
+                "single streams follow one another, so what changed in between is in their "
+                f"difference: to compare, use --mode {BLOCKS}"
+            )
+        for result in self.lanes:
+            assert result.stream is not None
+            stopping = result.stream.early_stopping
+            if stopping.estimate_ms is None:
+                notes.append(
+                    f"{result.lane.name}: {stopping.queries} queries are too few for an estimate, "
+                    f"{stopping.queries_needed} are needed: give --min-queries"
+                )
+        return notes
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
@@ -187,6 +212,7 @@ class BenchReport:
             "settings": self.settings.to_dict(),
             "conditions": dict(self.conditions),
             "rounds": [dict(entry) for entry in self.rounds],
+            "power": self.power.to_dict(),
             "lanes": [result.to_dict() for result in self.lanes],
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
             "skipped": dict(self.skipped),

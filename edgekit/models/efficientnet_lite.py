@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.architecture import ZooModel
+from edgekit.architecture import WeightsOrigin, ZooModel
 from edgekit.errors import require
 from edgekit.types import InputSpec, Preprocessing, Task
 
@@ -124,6 +124,7 @@ EFFICIENTNET_LITE0 = ZooModel(
     build=efficientnet_lite0,
     weights=load_efficientnet_lite0_weights,
     weights_package=_WEIGHTS_PACKAGE,
+    weights_origin=WeightsOrigin.PUBLISHED,
     task=Task.CLASSIFICATION,
     inputs=(InputSpec("image", (1, 3, 224, 224), "float32"),),
     preprocessing=Preprocessing(mean=(0.5,), std=(0.5,), resize=256, crop=224),

@@ -65,7 +65,8 @@ def round_weights(
     )
     rounded = _decided(rounded, "gptq")
     if method in (Rounding.LEARNED, Rounding.STUDENT):
-        rounded = learn_rounding(rounded, reference, learning_for(effort, seed), progress)
+        learning = learning_for(effort, seed, model, reference)
+        rounded = learn_rounding(rounded, reference, learning, progress)
     if method is Rounding.STUDENT:
         options = studying_for(effort, seed)
         rounded = teach_student(rounded, reference, options, checkpoint, progress)

@@ -23,6 +23,7 @@ from edgekit.rounding.learned_inputs import Source, sources_of
 from edgekit.rounding.learned_student import Student, Variables, affordable_batch, variables_of
 from edgekit.rounding.sequential import NEUTRAL
 from edgekit.types import Effort, Progress, no_progress
+from edgekit.work import multiplications
 
 _HARD, _SOFT = 1000.0, 40.0
 """Slopes at the end, on a set of inputs and on noise alone. 1000 leaves nothing between two codes,
@@ -38,6 +39,9 @@ _BEGIN, _END = 0.1, 0.9
 
 
 _STEPS = {Effort.INSTANT: 60, Effort.STANDARD: 250, Effort.BEST: 1000}
+_WORK = 0.9e12
+"""Multiply-accumulates of the forward passes that ``standard`` may fill with more steps: minutes. A
+step of EfficientNet-Lite0 takes 3.5e9, so it has 260; one of ResNet-20 1.3e9, so it has 690."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Learning:
 
     Attributes:
         steps: how many there are.
-        batch: samples of one step, ``None`` for as many as memory and time allow.
+        batch: samples of one step.
         rate: of offsets between neighbours, in steps of the weight's grid.
         step_rate: of the logarithms of weight steps.
         grid_rate: of the factors on steps of narrow activations.
@@ -54,8 +58,8 @@ class Learning:
         seed: of the inputs.
     """
 
-    steps: int = 250
-    batch: int | None = None
+    steps: int
+    batch: int
     rate: float = 0.02
     step_rate: float = 0.002
     grid_rate: float = 0.002
@@ -63,9 +67,15 @@ class Learning:
     seed: int = 0
 
 
-def learning_for(effort: Effort, seed: int) -> Learning:
-    """Return the options that suit an effort."""
-    return Learning(steps=_STEPS[effort], seed=seed)
+def learning_for(
+    effort: Effort, seed: int, model: QuantizedModel, reference: Reference
+) -> Learning:
+    """Return the options that suit an effort and the size of a network."""
+    batch, steps = affordable_batch(reference), _STEPS[effort]
+    if effort is Effort.STANDARD:
+        affordable = int(_WORK / (batch * max(multiplications(model.sited.model.graph), 1)))
+        steps = min(max(affordable, steps), _STEPS[Effort.BEST])
+    return Learning(steps=steps, batch=batch, seed=seed)
 
 
 def learn_rounding(
@@ -89,8 +99,7 @@ def learn_rounding(
     if options.steepest is None:
         options = replace(options, steepest=_SOFT if model.statistics.altered else _HARD)
     generator = torch.Generator().manual_seed(options.seed)
-    size = options.batch or affordable_batch(reference)
-    sources = sources_of(model, reference, size, generator)
+    sources = sources_of(model, reference, options.batch, generator)
     proof = [[next(source.batches) for _ in range(_PROOF)] for source in sources]
     plain = [Student(lowered, source.reference, Variables({}, {})) for source in sources]
     before = _error(plain, proof)

@@ -8,6 +8,7 @@ from typing import Protocol, cast
 from edgekit import registry
 from edgekit.errors import UnsupportedError
 from edgekit.manifest import read_manifest, verify_files
+from edgekit.runners.run_options import RunOptions, TunableRunner
 from edgekit.runners.tensors import ArtifactRunner
 
 
@@ -16,15 +17,21 @@ class _RunnerFactory(Protocol):
 
 
 def open_model(
-    target: str, model_path: Path, *, threads: int | None = None, simulate: bool = False
+    target: str,
+    model_path: Path,
+    *,
+    threads: int | None = None,
+    simulate: bool = False,
+    options: RunOptions | None = None,
 ) -> ArtifactRunner:
     """Return the runner of a model file; it opens the file when it is entered.
 
     Args:
-        target: key of the target in the registry.
+        target: key of the target, or of a variant, in the registry.
         model_path: the file that the target's runner opens.
         threads: threads of the runtime; its own choice if ``None``.
         simulate: run the ONNX file in ONNX Runtime instead, with Q/DQ as float arithmetic.
+        options: for runners that know more choices; others have no use for them.
 
     Raises:
         ConfigError: there is no such target.
@@ -39,8 +46,12 @@ def open_model(
             f"no runtime executes artifacts of target '{target}': they are simulated",
             "open the file with simulate=True: ONNX Runtime then computes it in float",
         )
-    factory = cast("_RunnerFactory", registry.resolve(registry.RUNNERS, target, "target"))
-    return factory(model_path, threads=threads)
+    known = {**registry.RUNNERS, **registry.VARIANTS}
+    factory = cast("_RunnerFactory", registry.resolve(known, target, "target"))
+    runner = factory(model_path, threads=threads)
+    if options is not None and isinstance(runner, TunableRunner):
+        runner.tune(options)
+    return runner
 
 
 def open_artifact(result_dir: Path, target: str, *, threads: int | None = None) -> ArtifactRunner:

@@ -1,4 +1,4 @@
-"""Device memory and one stream through the CUDA driver library, by ctypes.
+"""Device memory, one stream, events and graphs through the CUDA driver library, by ctypes.
 
 The driver library comes with the driver itself, on desktops and on Jetson alike, and keeps its
 names across CUDA versions. So nothing has to be installed, and its absence is the plain answer to
@@ -21,6 +21,8 @@ _NO_GPU_HINT = "run this on a machine with an NVIDIA GPU and its driver"
 # Values of cuda.h.
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
 _STREAM_NON_BLOCKING = 1
+_EVENT_DEFAULT = 0  # records times
+_CAPTURE_THREAD_LOCAL = 1  # other threads of a runtime may go on calling CUDA meanwhile
 
 _Handle = ctypes.c_void_p
 _Address = ctypes.c_uint64  # CUdeviceptr
@@ -43,6 +45,17 @@ def _signatures() -> dict[str, tuple[type, ...]]:
         "cuMemFree_v2": (_Address,),
         "cuMemcpyHtoDAsync_v2": (_Address, pointer, size, _Handle),
         "cuMemcpyDtoHAsync_v2": (pointer, _Address, size, _Handle),
+        "cuEventCreate": (pointer, ctypes.c_uint),
+        "cuEventRecord": (_Handle, _Handle),
+        "cuEventSynchronize": (_Handle,),
+        "cuEventElapsedTime": (pointer, _Handle, _Handle),
+        "cuEventDestroy_v2": (_Handle,),
+        "cuStreamBeginCapture_v2": (_Handle, ctypes.c_int),
+        "cuStreamEndCapture": (_Handle, pointer),
+        "cuGraphInstantiateWithFlags": (pointer, _Handle, ctypes.c_ulonglong),
+        "cuGraphLaunch": (_Handle, _Handle),
+        "cuGraphExecDestroy": (_Handle,),
+        "cuGraphDestroy": (_Handle,),
         "cuGetErrorString": (ctypes.c_int, pointer),
     }
 
@@ -69,6 +82,7 @@ class CudaDevice:
                 f"no NVIDIA driver on this machine ({error})", _NO_GPU_HINT
             ) from error
         self._buffers: dict[str, tuple[int, int]] = {}
+        self._graphs: list[_Handle] = []
         self._device = _Device()
         context, stream = _Handle(), _Handle()
         try:
@@ -118,8 +132,47 @@ class CudaDevice:
         """Wait until everything on the stream is done."""
         self._call("cuStreamSynchronize", self._stream)
 
+    def elapsed_ms(self, work: Callable[[], object]) -> float:
+        """Return how long the device takes for what ``work`` puts on the stream.
+
+        Two events on the stream stand around it: the device reads its own clock at each.
+        """
+        events = [_Handle(), _Handle()]
+        for event in events:
+            self._call("cuEventCreate", ctypes.byref(event), _EVENT_DEFAULT)
+        try:
+            self._call("cuEventRecord", events[0], self._stream)
+            work()
+            self._call("cuEventRecord", events[1], self._stream)
+            self._call("cuEventSynchronize", events[1])
+            taken = ctypes.c_float()
+            self._call("cuEventElapsedTime", ctypes.byref(taken), *events)
+        finally:
+            for event in events:
+                self._call("cuEventDestroy_v2", event)
+        return float(taken.value)
+
+    def capture(self, work: Callable[[], object]) -> Callable[[], None]:
+        """Record what ``work`` puts on the stream as a graph, and return a call that launches it.
+
+        Raises:
+            VerificationError: the work cannot be recorded, such as an allocation.
+        """
+        graph, executable = _Handle(), _Handle()
+        self._call("cuStreamBeginCapture_v2", self._stream, _CAPTURE_THREAD_LOCAL)
+        try:
+            work()
+        finally:
+            self._call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
+        self._call("cuGraphDestroy", graph)
+        self._graphs.append(executable)
+        return lambda: self._call("cuGraphLaunch", executable, self._stream)
+
     def close(self) -> None:
-        """Release buffers, stream and context."""
+        """Release graphs, buffers, stream and context."""
+        while self._graphs:
+            self._call("cuGraphExecDestroy", self._graphs.pop())
         while self._buffers:
             _name, (address, _size) = self._buffers.popitem()
             self._call("cuMemFree_v2", address)

@@ -24,7 +24,10 @@ def main(job: Path) -> None:
 def _run(data: dict[str, Any], outputs_path: Path) -> dict[str, Any]:
     runs = data.pop("runs")
     request = TimingRequest.from_dict(data)
-    with open_model(request.target, request.model, threads=request.threads) as runner:
+    runner = open_model(
+        request.target, request.model, threads=request.threads, options=request.options
+    )
+    with runner:
         feeds = draw_feeds(runner.inputs, request)
         found = [runner.infer(draw_feeds(runner.inputs, request, seed)) for seed in range(runs)]
         executed = runner.executed_layers()

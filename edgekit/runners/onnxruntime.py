@@ -61,16 +61,13 @@ class OnnxRuntimeRunner:
     @staticmethod
     def describe() -> dict[str, Any]:
         """Return the version of ONNX Runtime and its execution providers."""
-        runtime = _onnxruntime()
+        runtime = import_onnxruntime()
         versions = {"onnxruntime": str(runtime.__version__)}
         return {"versions": versions, "devices": list(runtime.get_available_providers())}
 
     def __enter__(self) -> OnnxRuntimeRunner:
         self._session = self._open(self._options())
-        self._inputs = tuple(
-            TensorInfo(item.name, _numpy_type(item.type), _known_sizes(item.shape))
-            for item in self._session.get_inputs()
-        )
+        self._inputs = input_infos(self._session)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -84,7 +81,7 @@ class OnnxRuntimeRunner:
     @property
     def versions(self) -> dict[str, str]:
         """Version of ONNX Runtime."""
-        return {"onnxruntime": str(_onnxruntime().__version__)}
+        return {"onnxruntime": str(import_onnxruntime().__version__)}
 
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once: input name to array, output name to array.
@@ -98,7 +95,7 @@ class OnnxRuntimeRunner:
         names = [item.name for item in session.get_outputs()]
         try:
             values = session.run(names, checked)
-        except _runtime_errors() as error:
+        except runtime_errors() as error:
             raise VerificationError(f"ONNX Runtime failed on '{self._path}': {error}") from error
         return dict(zip(names, values, strict=True))
 
@@ -158,7 +155,7 @@ class OnnxRuntimeRunner:
         return self._session
 
     def _options(self) -> Any:
-        options = _onnxruntime().SessionOptions()
+        options = import_onnxruntime().SessionOptions()
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         if self._disable_quant_qdq:
@@ -166,20 +163,34 @@ class OnnxRuntimeRunner:
         return options
 
     def _open(self, options: Any) -> Any:
-        runtime = _onnxruntime()
+        runtime = import_onnxruntime()
         try:
             return runtime.InferenceSession(str(self._path), options, providers=list(_PROVIDERS))
-        except _runtime_errors() as error:
+        except runtime_errors() as error:
             raise LoadError(f"ONNX Runtime cannot open '{self._path}': {error}") from error
 
 
-def _onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     return require("onnxruntime", extra="onnxruntime")
 
 
-def _runtime_errors() -> tuple[type[Exception], ...]:
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises."""
     state = require("onnxruntime.capi.onnxruntime_pybind11_state", extra="onnxruntime")
     return tuple(getattr(state, name) for name in _ERROR_NAMES if hasattr(state, name))
+
+
+def input_infos(session: Any) -> tuple[TensorInfo, ...]:
+    """Return the inputs of an open session."""
+    return tuple(
+        TensorInfo(item.name, _numpy_type(item.type), _known_sizes(item.shape))
+        for item in session.get_inputs()
+    )
 
 
 def _numpy_type(onnx_type: str) -> str:

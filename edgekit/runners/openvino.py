@@ -18,7 +18,6 @@ from edgekit.runners.openvino_profile import read_profile
 from edgekit.runners.tensors import TensorInfo, check_feeds
 from edgekit.types import ExecutedLayer
 
-_DEVICE = "CPU"
 # Execution-graph layer types that multiply by weights, and the operators they come from.
 _WEIGHTED_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 _WEIGHTED_OPERATORS = (
@@ -46,6 +45,7 @@ class OpenVinoRunner:
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".xml", ".onnx")
+    device: ClassVar[str] = "CPU"
 
     def __init__(
         self,
@@ -176,16 +176,19 @@ class OpenVinoRunner:
 
     def _compile(self, extra: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the compiled model and a request."""
-        config: dict[str, Any] = dict(extra)
+        config: dict[str, Any] = {**self._device_config(), **extra}
         if self._threads is not None:
             config["INFERENCE_NUM_THREADS"] = self._threads
         if self._inference_precision is not None:
             config["INFERENCE_PRECISION_HINT"] = self._inference_precision
         try:
-            compiled = _openvino().Core().compile_model(str(self._path), _DEVICE, config)
+            compiled = _openvino().Core().compile_model(str(self._path), self.device, config)
             return compiled, compiled.create_infer_request()
         except RuntimeError as error:
             raise LoadError(f"OpenVINO cannot open '{self._path}': {_last_line(error)}") from error
+
+    def _device_config(self) -> dict[str, Any]:
+        return {}
 
     def _opened(self) -> Any:
         if self._compiled is None:

@@ -23,6 +23,7 @@ from edgekit.errors import (
     require,
 )
 from edgekit.runners.cuda import CudaDevice
+from edgekit.runners.run_options import RunOptions, Setup
 from edgekit.runners.tensorrt_layers import executed_layers
 from edgekit.runners.tensors import TensorInfo, check_feeds
 from edgekit.types import ExecutedLayer
@@ -30,6 +31,10 @@ from edgekit.types import ExecutedLayer
 _SUFFIX = ".plan"
 _CAPABILITY = re.compile(r"sm(\d+)")
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # import name to extra
+
+
+_Placed = Mapping[str, tuple[np.ndarray, int]]
+"""Name of a tensor to its array on the host and its address on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class TensorRtRunner:
         self._context: Any = None
         self._inputs: tuple[TensorInfo, ...] = ()
         self._outputs: tuple[str, ...] = ()
+        self._options = RunOptions()
+        self._launch: Callable[[], object] | None = None
 
     @staticmethod
     def describe() -> dict[str, Any]:
@@ -92,8 +99,18 @@ class TensorRtRunner:
             raise
         return self
 
+    def tune(self, options: RunOptions) -> None:
+        """Take the choice of copies and of a CUDA graph."""
+        self._options = options
+
+    @property
+    def setup(self) -> Setup:
+        """The GPU, and the choices."""
+        return Setup("cuda", self._options.copies, self._options.cuda_graph)
+
     def __exit__(self, *exc: object) -> None:
         # TensorRT's objects use the CUDA context until they are gone.
+        self._launch = None
         self._context = None
         self._engine = None
         if self._device is not None:
@@ -117,41 +134,49 @@ class TensorRtRunner:
             ConfigError: the feeds do not fit the inputs or their optimization profile.
             VerificationError: TensorRT or the CUDA driver failed while running.
         """
-        return self.bind(feeds)()
+        device = self._opened()
+        _sent, received = self._place(device, feeds)
+        self._enqueue()
+        for array, address in received.values():
+            device.download(array, address)
+        device.synchronize()
+        return {name: array for name, (array, _) in received.items()}
 
-    def bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
+    def bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
         """Check the feeds and return a call that copies, runs, copies back and synchronizes.
+
+        Without copies the inputs lie on the device already, and the outputs stay there.
 
         Raises:
             ConfigError: as :meth:`infer`.
         """
         device = self._opened()
-        checked = check_feeds(feeds, self._inputs, f"'{self._path}'")
-        addresses: dict[str, int] = {}
-        for name, array in checked.items():
-            if not self._context.set_input_shape(name, array.shape):
-                raise ConfigError(
-                    f"'{self._path}': input '{name}' of {list(array.shape)} is outside of what "
-                    "the engine was built for"
-                )
-            addresses[name] = device.buffer(name, array.nbytes)
-            self._context.set_tensor_address(name, addresses[name])
-        results = {name: self._allocate(device, name) for name in self._outputs}
-        addresses.update(
-            {name: device.buffer(name, array.nbytes) for name, array in results.items()}
-        )
+        sent, received = self._place(device, feeds)
+        launch = self._recorded(device) if self._options.cuda_graph else self._enqueue
+        self._launch = launch
+        results = {name: array for name, (array, _) in received.items()}
 
         def run() -> dict[str, np.ndarray]:
-            for name, array in checked.items():
-                device.upload(addresses[name], array)
-            if not self._context.execute_async_v3(device.stream):
-                raise VerificationError(f"TensorRT failed on '{self._path}'")
-            for name, array in results.items():
-                device.download(array, addresses[name])
+            for array, address in sent.values():
+                device.upload(address, array)
+            launch()
+            for array, address in received.values():
+                device.download(array, address)
             device.synchronize()
             return results
 
-        return run
+        def run_in_place() -> None:
+            launch()
+            device.synchronize()
+
+        return run if self._options.copies else run_in_place
+
+    def device_times(self, runs: int) -> list[float]:
+        """Return the milliseconds of the device for each of some runs of what was bound."""
+        device = self._opened()
+        if self._launch is None:
+            raise RuntimeError("nothing is bound: call bind first")
+        return [device.elapsed_ms(self._launch) for _ in range(runs)]
 
     def executed_layers(self) -> list[ExecutedLayer]:
         """List the engine's weighted layers."""
@@ -159,6 +184,37 @@ class TensorRtRunner:
         inspector = self._engine.create_engine_inspector()
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         return executed_layers(text)
+
+    def _place(
+        self, device: CudaDevice, feeds: Mapping[str, np.ndarray]
+    ) -> tuple[_Placed, _Placed]:
+        """Put the feeds on the device, and return inputs and outputs, each with its address."""
+        sent: dict[str, tuple[np.ndarray, int]] = {}
+        for name, array in check_feeds(feeds, self._inputs, f"'{self._path}'").items():
+            if not self._context.set_input_shape(name, array.shape):
+                raise ConfigError(
+                    f"'{self._path}': input '{name}' of {list(array.shape)} is outside of what "
+                    "the engine was built for"
+                )
+            sent[name] = (array, device.buffer(name, array.nbytes))
+            self._context.set_tensor_address(name, sent[name][1])
+            device.upload(sent[name][1], array)
+        device.synchronize()
+        received = {}
+        for name in self._outputs:
+            array = self._allocate(device, name)
+            received[name] = (array, device.buffer(name, array.nbytes))
+        return sent, received
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._opened().stream):
+            raise VerificationError(f"TensorRT failed on '{self._path}'")
+
+    def _recorded(self, device: CudaDevice) -> Callable[[], None]:
+        """Record the engine as a CUDA graph, after a run outside of it, as TensorRT demands."""
+        self._enqueue()
+        device.synchronize()
+        return device.capture(self._enqueue)
 
     def _allocate(self, device: CudaDevice, name: str) -> np.ndarray:
         shape = tuple(self._context.get_tensor_shape(name))

@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import numpy as np
 
 from edgekit.errors import ConfigError
 from edgekit.runners import open_model
+from edgekit.runners.early_stopping import estimate
 from edgekit.runners.layer_times import LayerProfiler
-from edgekit.runners.tensors import TensorInfo
+from edgekit.runners.run_options import Setup, TunableRunner
+from edgekit.runners.tensors import ArtifactRunner, TensorInfo
 from edgekit.runners.timing import TimingRequest
 from edgekit.runners.worker import answer_job, peak_memory_bytes
 
 _LEAST_RUNS = 10
+_DEVICE_RUNS = 200  # timed by events, behind the block
 _SEED = 0
 
 
@@ -29,17 +33,48 @@ class WarmCall:
 
     call: Callable[[], object]
     facts: Mapping[str, Any]
+    device_times: Callable[[int], list[float] | None] = lambda _runs: None
 
 
 def _run(data: dict[str, Any]) -> dict[str, Any]:
-    layers = data.pop("layers")
+    layers, stream = data.pop("layers"), data.pop("stream")
     if layers:
         return {"profile": _profile(data, layers)}
+    least = _LEAST_RUNS if stream is None else stream["least_queries"]
     with warm_call(data) as warm:
-        busy, begin = time.process_time(), time.perf_counter()
-        times = time_calls(warm.call, data["seconds"], _LEAST_RUNS)
+        begin_s, busy, begin = time.monotonic(), time.process_time(), time.perf_counter()
+        times = time_calls(warm.call, data["seconds"], least)
         busy = (time.process_time() - busy) / (time.perf_counter() - begin)
-    return {**summarize(times), "busy_cores": busy, **warm.facts}
+        end_s = time.monotonic()
+        on_device = warm.device_times(min(len(times), _DEVICE_RUNS))
+    shared = {
+        "busy_cores": busy,
+        "device_ms": None if on_device is None else float(np.median(on_device)),
+        **warm.facts,
+    }
+    if stream is None:
+        return {**summarize(times), "begin_s": begin_s, "end_s": end_s, **shared}
+    return {
+        "segments": _segments(times, stream["segments"], (begin_s, end_s), shared),
+        "duration_s": end_s - begin_s,
+        "early_stopping": asdict(estimate(times)),
+    }
+
+
+def _segments(
+    times: list[int], count: int, span: tuple[float, float], shared: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Cut a run into consecutive blocks of about as many queries each."""
+    ends = np.cumsum(times)
+    # What lies between two calls is spread evenly over them: it is a millionth of a second each.
+    scale = (span[1] - span[0]) / float(ends[-1])
+    bounds = np.linspace(0, len(times), min(count, len(times)) + 1).astype(int).tolist()
+    found = []
+    for first, last in pairwise(bounds):
+        begin, end = (0.0 if at == 0 else float(ends[at - 1]) for at in (first, last))
+        where = {"begin_s": span[0] + scale * begin, "end_s": span[0] + scale * end}
+        found.append({**summarize(times[first:last]), **where, **shared})
+    return found
 
 
 @contextmanager
@@ -53,7 +88,7 @@ def warm_call(data: Mapping[str, Any]) -> Iterator[WarmCall]:
     ready_s = time.monotonic()
     request, started_s = _split(data)
     begin = time.perf_counter()
-    with open_model(request.target, request.model, threads=request.threads) as runner:
+    with _open(request) as runner:
         load_s = time.perf_counter() - begin
         feeds = draw_feeds(runner.inputs, request)
         call = runner.bind(feeds)
@@ -68,8 +103,18 @@ def warm_call(data: Mapping[str, Any]) -> Iterator[WarmCall]:
             "peak_memory_bytes": peak_memory_bytes(),  # before the list of times grows
             "inputs": {name: list(array.shape) for name, array in feeds.items()},
             "versions": runner.versions,
+            "setup": Setup().to_dict(),
         }
-        yield WarmCall(call, facts)
+        if isinstance(runner, TunableRunner):
+            yield WarmCall(call, {**facts, "setup": runner.setup.to_dict()}, runner.device_times)
+        else:
+            yield WarmCall(call, facts)
+
+
+def _open(request: TimingRequest) -> ArtifactRunner:
+    return open_model(
+        request.target, request.model, threads=request.threads, options=request.options
+    )
 
 
 def _split(data: Mapping[str, Any]) -> tuple[TimingRequest, float]:
@@ -113,7 +158,7 @@ def summarize(times: list[int]) -> dict[str, float]:
 
 def _profile(data: Mapping[str, Any], runs: int) -> dict[str, Any] | None:
     request, _ = _split(data)
-    with open_model(request.target, request.model, threads=request.threads) as runner:
+    with _open(request) as runner:
         if not isinstance(runner, LayerProfiler):
             return None
         return runner.profile_layers(draw_feeds(runner.inputs, request), runs).to_dict()

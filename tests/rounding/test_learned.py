@@ -15,7 +15,7 @@ from edgekit.quant.affine import QParams, broadcast, fake_quantize, weight_schem
 from edgekit.quantized import QuantizedModel, lower
 from edgekit.reference import Reference
 from edgekit.rounding import round_weights
-from edgekit.rounding.learned import Learning, learn_rounding
+from edgekit.rounding.learned import Learning, learn_rounding, learning_for
 from edgekit.rounding.learned_inputs import sources_of
 from edgekit.rounding.learned_ops import compare, quantize
 from edgekit.rounding.learned_student import Student, Variables
@@ -23,7 +23,7 @@ from edgekit.rounding.sequential import NEUTRAL
 from edgekit.signals import random_batches
 from edgekit.sites import Role, layer_name
 from edgekit.synthetic import SyntheticSet
-from edgekit.types import Rounding, TensorScheme
+from edgekit.types import Effort, Rounding, TensorScheme
 
 Quantize = Callable[..., QuantizedModel]
 QUICK = Learning(steps=60, batch=16, steepest=1000.0)
@@ -197,6 +197,21 @@ def test_no_gain_keeps_the_codes(rounded: QuantizedModel, reference: Reference) 
     found = learn_rounding(rounded, reference, Learning(steps=1, batch=16, rate=5.0))
     assert found.codes is rounded.codes
     assert str(found.decisions["rounding"]).startswith("gptq: learning did not lower the error")
+
+
+def test_standard_takes_more_steps_where_a_step_is_less_work(
+    rounded: QuantizedModel, reference: Reference, quantize_module: Quantize
+) -> None:
+    assert learning_for(Effort.INSTANT, 0, rounded, reference).steps == 60
+    assert learning_for(Effort.STANDARD, 3, rounded, reference) == Learning(1000, 32, seed=3)
+    wide = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3))
+    large = quantize_module(wide, (64, 32, 32), scheme="w4a8")
+    assert large.reference is not None
+    # 9 * 64 * 64 multiplications for each of 32 * 32 and 30 * 30 positions, 32 samples at a time
+    work = 9 * 64 * 64 * (32 * 32 + 30 * 30) * 32
+    found = learning_for(Effort.STANDARD, 0, large, large.reference)
+    assert 250 < found.steps == int(0.9e12 / work) < 1000
+    assert learning_for(Effort.BEST, 0, large, large.reference).steps == 1000
 
 
 def test_a_set_is_learned_in_turn_with_the_twin(

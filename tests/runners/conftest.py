@@ -109,13 +109,19 @@ def openvino_ir(qdq_network: QdqNetwork, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-# The driver calls that edgekit makes, on host memory: addresses are ordinary pointers. Allocations
-# are counted, and code 2 is what the driver answers when its memory is full.
+# The driver calls that edgekit makes, on host memory: addresses are ordinary pointers. Allocations,
+# events and graphs are counted, and code 2 is what the driver answers when its memory is full. The
+# device's clock goes on by COPY_MS with each copy to it, and stands still otherwise. While a stream
+# is recorded, copies to the device are kept in the graph, of which there is one at a time.
+COPY_MS = 0.25
 DRIVER_SOURCE = """
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-static int live = 0;
+static int live = 0, handles = 0, capturing = 0, recorded = 0;
+static float clock_ms = 0;
+static struct { void *to; const void *from; size_t size; } graph[16];
+#define STREAM ((void *)(intptr_t)77)
 int cuInit(unsigned flags) { return getenv("STANDIN_NO_DEVICE") ? 100 : 0; }
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
@@ -125,8 +131,8 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &live; return 0; }
 int cuDevicePrimaryCtxRelease_v2(int device) { return 0; }
 int cuCtxSetCurrent(void *context) { return context == &live ? 0 : 201; }
-int cuStreamCreate(void **stream, unsigned flags) { *stream = (void *)(intptr_t)77; return 0; }
-int cuStreamSynchronize(void *stream) { return stream == (void *)(intptr_t)77 ? 0 : 400; }
+int cuStreamCreate(void **stream, unsigned flags) { *stream = STREAM; return 0; }
+int cuStreamSynchronize(void *stream) { return stream != STREAM ? 400 : capturing ? 900 : 0; }
 int cuStreamDestroy_v2(void *stream) { return 0; }
 int cuMemAlloc_v2(uint64_t *address, size_t size) {
     if (size > (1u << 30)) return 2;
@@ -136,18 +142,50 @@ int cuMemAlloc_v2(uint64_t *address, size_t size) {
 }
 int cuMemFree_v2(uint64_t address) { free((void *)(uintptr_t)address); live--; return 0; }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, void *stream) {
+    if (capturing) {
+        graph[recorded].to = (void *)(uintptr_t)to;
+        graph[recorded].from = from;
+        graph[recorded++].size = size;
+        return 0;
+    }
     memcpy((void *)(uintptr_t)to, from, size);
+    clock_ms += 0.25f;
     return 0;
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, void *stream) {
     memcpy(to, (void *)(uintptr_t)from, size);
     return 0;
 }
+int cuEventCreate(void **event, unsigned flags) {
+    *event = malloc(sizeof(float)); handles++; return 0;
+}
+int cuEventRecord(void *event, void *stream) { *(float *)event = clock_ms; return 0; }
+int cuEventSynchronize(void *event) { return 0; }
+int cuEventElapsedTime(float *ms, void *begin, void *end) {
+    *ms = *(float *)end - *(float *)begin;
+    return 0;
+}
+int cuEventDestroy_v2(void *event) { free(event); handles--; return 0; }
+int cuStreamBeginCapture_v2(void *stream, int mode) { capturing = 1; recorded = 0; return 0; }
+int cuStreamEndCapture(void *stream, void **made) {
+    capturing = 0; *made = graph; handles++; return 0;
+}
+int cuGraphInstantiateWithFlags(void **made, void *from, unsigned long long flags) {
+    *made = from; handles++; return 0;
+}
+int cuGraphLaunch(void *made, void *stream) {
+    for (int i = 0; i < recorded; i++)
+        cuMemcpyHtoDAsync_v2((uintptr_t)graph[i].to, graph[i].from, graph[i].size, stream);
+    return 0;
+}
+int cuGraphExecDestroy(void *made) { handles--; return 0; }
+int cuGraphDestroy(void *made) { handles--; return 0; }
 int cuGetErrorString(int code, const char **text) {
     *text = code == 2 ? "out of memory" : "no device";
     return 0;
 }
 int standin_live_allocations(void) { return live; }
+int standin_live_handles(void) { return handles; }
 """
 
 

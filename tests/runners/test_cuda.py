@@ -57,3 +57,41 @@ def test_a_full_device_is_named(driver_library: str) -> None:
     with pytest.raises(VerificationError, match=r"cuMemAlloc_v2 failed with 2 \(out of memory\)"):
         device.buffer("x", 1 << 31)
     device.close()
+
+
+def test_events_read_the_clock_of_the_device(driver_library: str) -> None:
+    device = CudaDevice(driver_library)
+    sent = np.zeros(8, np.float32)
+    address = device.buffer("x", sent.nbytes)
+
+    def copy_twice() -> None:
+        for _ in range(2):
+            device.upload(address, sent)
+
+    # The stand-in's clock goes on by a quarter of a millisecond with each copy to it.
+    assert device.elapsed_ms(copy_twice) == pytest.approx(0.5)
+    assert device.elapsed_ms(lambda: None) == 0.0
+    device.close()
+    assert ctypes.CDLL(driver_library).standin_live_handles() == 0
+
+
+def test_recorded_work_runs_when_its_graph_is_launched(driver_library: str) -> None:
+    device = CudaDevice(driver_library)
+    sent = np.arange(4, dtype=np.float32)
+    address = device.buffer("x", sent.nbytes)
+    launch = device.capture(lambda: device.upload(address, sent))
+    sent += 10  # what is copied is what lies there when the graph runs
+    launch()
+    received = np.zeros_like(sent)
+    device.download(received, address)
+    np.testing.assert_array_equal(received, [10, 11, 12, 13])
+    assert device.elapsed_ms(launch) == pytest.approx(0.25)
+    device.close()
+    assert ctypes.CDLL(driver_library).standin_live_handles() == 0
+
+
+def test_work_that_waits_cannot_be_recorded(driver_library: str) -> None:
+    device = CudaDevice(driver_library)
+    with pytest.raises(VerificationError, match="cuStreamSynchronize failed with 900"):
+        device.capture(device.synchronize)
+    device.close()

@@ -19,6 +19,7 @@ import pytest
 from edgekit.errors import ConfigError, MissingDependencyError, UnsupportedError
 from edgekit.runners import tensorrt as runner_module
 from edgekit.runners.cuda import CudaDevice
+from edgekit.runners.run_options import RunOptions
 from edgekit.runners.tensorrt import Engine, TensorRtRunner, select_engine
 from edgekit.runners.tensors import TensorInfo, infer_batches
 from edgekit.types import ExecutedLayer
@@ -229,3 +230,49 @@ def test_a_real_engine_gives_the_float_result(package: str, name: str, tmp_path:
     with TensorRtRunner(tmp_path / name) as runner:
         outputs = infer_batches(runner, {"x": values}, 8)
     np.testing.assert_array_equal(outputs["y"], 2 * values)
+
+
+def _outputs_on_device(runner: Any, count: int) -> list[float]:
+    return list((ctypes.c_float * count).from_address(runner._context.addresses["y"]))
+
+
+@pytest.mark.usefixtures("standin")
+def test_without_copies_the_outputs_stay_on_the_device(tmp_path: Path) -> None:
+    x = np.arange(3, dtype=np.float32).reshape(1, 3)
+    runner = TensorRtRunner(_write(tmp_path, "engine.plan"))
+    runner.tune(RunOptions(copies=False))
+    with runner:
+        call = runner.bind({"x": x})
+        x += 1  # the inputs were copied once, before the first run
+        assert call() is None
+        assert _outputs_on_device(runner, 3) == [0.0, 2.0, 4.0]
+        assert runner.setup.to_dict() == {
+            "device": "cuda",
+            "copies": False,
+            "cuda_graph": False,
+            "options": {},
+        }
+        # The stand-in's clock goes on with copies to the device only, and there are none.
+        assert runner.device_times(3) == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.usefixtures("standin")
+def test_graph_is_recorded_behind_one_run_and_launched_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    compute = _Context.execute_async_v3
+
+    def counted(self: _Context, stream: int) -> bool:
+        runs.append(stream)
+        return compute(self, stream)
+
+    monkeypatch.setattr(_Context, "execute_async_v3", counted)
+    runner = TensorRtRunner(_write(tmp_path, "engine.plan"))
+    runner.tune(RunOptions(cuda_graph=True))
+    with runner:
+        call: Any = runner.bind({"x": np.ones((1, 3), np.float32)})
+        assert len(runs) == 2
+        np.testing.assert_array_equal(call()["y"], [[2, 2, 2]])
+        call()
+        assert len(runs) == 2

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from edgekit.errors import ConfigError, VerificationError
+from edgekit.runners.run_options import RunOptions, Setup
 from edgekit.runners.tensors import TensorInfo
-from edgekit.runners.timing import TimingRequest, profile_layers, time_block
+from edgekit.runners.timing import TimingRequest, profile_layers, time_block, time_stream
 from edgekit.runners.timing_worker import draw_feeds, time_calls
 
 
@@ -38,7 +39,8 @@ def test_each_call_is_timed_once() -> None:
 
 
 def test_request_survives_the_way_to_the_child() -> None:
-    request = request_for(shapes={"x": (1, 3)}, threads=None)
+    options = RunOptions(copies=False, cache=Path("cache"))
+    request = request_for(shapes={"x": (1, 3)}, threads=None, options=options)
     assert TimingRequest.from_dict(request.to_dict()) == request
 
 
@@ -97,6 +99,10 @@ def test_openvino_block(openvino_ir: Path) -> None:
     block = time_block(request_for(target="openvino", model=openvino_ir, batch=3))
     assert block.inputs == {"x": [3, 3, 8, 8]}
     assert list(block.versions) == ["openvino"]
+    assert block.setup == Setup().to_dict()
+    assert block.device_ms is None
+    # The block's calls, and little else, lie between its two moments.
+    assert block.end_s - block.begin_s >= block.runs * block.mean_ms / 1e3
     profile = profile_layers(request_for(target="openvino", model=openvino_ir), 3)
     assert profile is not None
     assert len(profile.layers) > 1
@@ -109,3 +115,24 @@ def test_crash_is_told_with_its_signal(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(VerificationError, match="SIGABRT"):
         time_block(request_for(model=qdq_network.path))
+
+
+def test_stream_is_one_run_cut_into_consecutive_parts(qdq_network: Any) -> None:
+    stream = time_stream(request_for(model=qdq_network.path, seconds=0.05), 200, 4)
+    runs = [segment.runs for segment in stream.segments]
+    assert len(runs) == 4
+    assert sum(runs) == stream.early_stopping.queries >= 200
+    assert stream.duration_s >= 0.05
+    assert stream.early_stopping.estimate_ms is not None
+    assert stream.early_stopping.estimate_ms <= max(s.max_ms for s in stream.segments)
+    ends = [segment.end_s for segment in stream.segments]
+    assert [segment.begin_s for segment in stream.segments[1:]] == pytest.approx(ends[:-1])
+    spent = ends[-1] - stream.segments[0].begin_s
+    assert spent == pytest.approx(stream.duration_s)
+    assert len({segment.load_ms for segment in stream.segments}) == 1  # of one process
+
+
+def test_stream_of_few_queries_has_no_more_parts_than_queries(qdq_network: Any) -> None:
+    stream = time_stream(request_for(model=qdq_network.path, seconds=0.0), 3, 7)
+    assert sum(segment.runs for segment in stream.segments) == 3
+    assert stream.early_stopping.estimate_ms is None
