@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgekit.loading import load as load
     from edgekit.pipeline import quantize as quantize
     from edgekit.regress import regress as regress
+    from edgekit.run import run as run
     from edgekit.runners import open_artifact as open_artifact
     from edgekit.synthesize import synthesize as synthesize
     from edgekit.verify import verify as verify
@@ -43,6 +44,7 @@ _EXPORTS = {
     "open_artifact": "edgekit.runners",
     "quantize": "edgekit.pipeline",
     "regress": "edgekit.regress",
+    "run": "edgekit.run",
     "synthesize": "edgekit.synthesize",
     "verify": "edgekit.verify",
 }
@@ -61,6 +63,7 @@ __all__ = [
     "open_artifact",
     "quantize",
     "regress",
+    "run",
     "synthesize",
     "verify",
 ]

@@ -138,6 +138,7 @@ def calibrate(
     *,
     samples: int,
     seed: int,
+    teacher: CapturedModel | None = None,
     checkpoint: Path | None = None,
     progress: Progress = no_progress,
 ) -> Statistics:
@@ -148,6 +149,8 @@ def calibrate(
         name: engine, control with its argument, or file of inputs.
         samples: number of samples, where the source makes or draws them.
         seed: seed of everything random.
+        teacher: the classifier of the same inputs that the network keeps beside its outputs; what
+            engines make is made for it, since it has classes.
         checkpoint: file that a long run is saved to and continued from.
         progress: called as the work advances.
 
@@ -158,7 +161,7 @@ def calibrate(
         made = load_synthetic(Path(name), model.inputs)
     elif name in SYNTHESIZERS:
         engine = synthesizer(name, samples, seed)
-        made = engine.synthesize(model, checkpoint=checkpoint, progress=progress)
+        made = engine.synthesize(teacher or model, checkpoint=checkpoint, progress=progress)
     else:
         return _checked(_source(name, samples, seed).observe(model, progress=progress))
     return observe_made(model, made, seed)

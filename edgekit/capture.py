@@ -155,7 +155,7 @@ def _capture(
             notes = (f"the batch is fixed at 1: torch.export says {_first_line(error)}",)
             log.info("dynamic export failed: %s", error)
     if program is None:
-        inputs = tuple(replace(spec, variable_axes=()) for spec in inputs)
+        inputs = tuple(replace(spec, variable_axes=(), multiple=1) for spec in inputs)
         try:
             program = _export(module, inputs, probe.fill, batch=None)
         except Exception as error:
@@ -165,8 +165,44 @@ def _capture(
             ) from error
         wanted = False
     graph = _faithful_graph(program, probe)
+    notes += _refused_size(graph, inputs, probe.fill)
     outputs = _output_specs(graph, program, batch=2 if wanted else None)
     return CapturedModel(graph, inputs, outputs, task, preprocessing, num_classes, wanted, notes)
+
+
+SIZE_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError, TypeError)
+"""What torch raises where sizes do not fit."""
+
+
+def other_size(spec: InputSpec) -> InputSpec:
+    """Return an input whose variable axes have other sizes, each its own and odd in the multiple.
+
+    Such sizes are halved unevenly, and they are larger: a network has a smallest size.
+    """
+    shape = list(spec.shape)
+    for place, axis in enumerate(spec.variable_axes):
+        steps = shape[axis] // spec.multiple
+        shape[axis] = spec.multiple * (steps + 1 + steps % 2 + 2 * place)
+    return replace(spec, shape=tuple(shape))
+
+
+def _refused_size(
+    graph: fx.GraphModule, inputs: tuple[InputSpec, ...], fill: Fill
+) -> tuple[str, ...]:
+    """Return a note if the network does not take any size that its variable axes allow."""
+    sized = tuple(other_size(spec) for spec in inputs)
+    if sized == inputs:
+        return ()
+    try:
+        with torch.no_grad():
+            graph(*example_inputs(sized, 1, torch.Generator().manual_seed(0), fill))
+    except SIZE_ERRORS:
+        shapes = ", ".join("x".join(map(str, spec.shape)) for spec in sized)
+        return (
+            f"the network does not take the size {shapes}: where sizes must be multiples of 4, "
+            "say so with ~4, as in --input 1x3x256~4x256~4",
+        )
+    return ()
 
 
 @dataclass(frozen=True)

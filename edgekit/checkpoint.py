@@ -190,7 +190,7 @@ class _Fields:
     def inputs(self) -> tuple[InputSpec, ...]:
         items = self._typed("inputs", list)
         if not items or not all(_is_input(item) for item in items):
-            raise self._wrong("inputs", "a list of {name, shape, dtype, variable_axes}")
+            raise self._wrong("inputs", "a list of {name, shape, dtype, variable_axes, multiple}")
         try:
             return tuple(InputSpec.from_dict(item) for item in items)
         except ConfigError as error:
@@ -250,6 +250,7 @@ def _is_input(item: object) -> bool:
         and {"name", "shape"} <= set(item)
         and isinstance(item["name"], str)
         and isinstance(item.get("dtype", ""), str)
+        and _is_int(item.get("multiple", 1))
         and all(
             isinstance(item[key], list) and all(map(_is_int, item[key]))
             for key in ("shape", "variable_axes")

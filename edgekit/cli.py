@@ -23,6 +23,7 @@ from edgekit.cli_bench import bench, doctor
 from edgekit.cli_deploy import deploy
 from edgekit.cli_options import AsJson, ResultDir, TargetNames, target_names
 from edgekit.cli_regress import regress
+from edgekit.cli_run import run
 from edgekit.cli_zoo import zoo_app
 from edgekit.console import working, write
 from edgekit.errors import ConfigError, require
@@ -287,6 +288,7 @@ def evaluate(
         write(tables.evaluation(document))
 
 
+app.command()(run)
 app.command()(bench)
 app.command()(regress)
 app.command()(doctor)

@@ -92,7 +92,13 @@ def bench(
         from edgekit.runners.run_options import NetworkOptions
 
         stated = tuple(
-            InputSpec(str(option.name), option.shape, option.dtype, option.variable_axes)
+            InputSpec(
+                str(option.name),
+                option.shape,
+                option.dtype,
+                option.variable_axes,
+                option.multiple or 1,
+            )
             for option in named_inputs(inputs or ())
         )
         options = NetworkOptions(arch, weights, trust_pickle, stated)

@@ -59,9 +59,7 @@ def zoo_train(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="As in fcl_gan_small or 'fcl_gan(width=8)'.")
     ],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="FILE", help="Checkpoint to write.")
-    ],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Checkpoint to write.")],
     data: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Data set to learn from  [default: drawn pictures]"),
@@ -76,9 +74,7 @@ def zoo_train(
         typer.Option("--set", metavar="KEY=VALUE", help="Option of this training; repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")
-    ] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from FILE.training after an interruption.")
     ] = False,

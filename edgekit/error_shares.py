@@ -16,6 +16,7 @@ from torch import fx
 from edgekit.graph import OpKind, is_float_tensor, op_kind, output_nodes
 from edgekit.quant.statistics import Statistics, TensorStatistics
 from edgekit.sites import SITE, SitedModel
+from edgekit.work import example_size
 
 _LEAST = 1e-12
 
@@ -68,7 +69,7 @@ def _part(node: fx.Node, user: fx.Node, variances: dict[str, float]) -> float:
 def _values(node: fx.Node) -> int:
     count = 1
     for size in node.meta["val"].shape[1:]:
-        count *= int(size)
+        count *= example_size(size)
     return count
 
 

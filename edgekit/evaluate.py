@@ -25,7 +25,7 @@ from edgekit.errors import (
 )
 from edgekit.fidelity import sample_agreement
 from edgekit.manifest import Manifest, TargetEntry, read_manifest, verify_files
-from edgekit.preprocess import preprocess
+from edgekit.preprocess import fit_input, preprocess
 from edgekit.runners import open_model
 from edgekit.runners.tensors import ArtifactRunner, infer_batches
 from edgekit.types import InputSpec, Preprocessing, Progress, Task, no_progress
@@ -124,7 +124,7 @@ def evaluate(
             raise UnsupportedError(f"no target of '{result_dir}' can run here ({reasons})")
         done = 0
         for images, labels in _batches(dataset, indices, preprocessing, batch_size):
-            feeds = {spec.name: _as_input(images, spec)}
+            feeds = {spec.name: fit_input(images, spec)}
             expected = reference.run(manifest, feeds, labels, batch_size, None)
             for lane in lanes:
                 lane.run(manifest, feeds, labels, batch_size, expected)
@@ -263,19 +263,6 @@ def _batches(
         if label is not None:
             labels.append(label)
     yield np.stack(images), labels or None
-
-
-def _as_input(images: np.ndarray, spec: InputSpec) -> np.ndarray:
-    fixed = [axis for axis in (1, 2, 3) if axis not in spec.variable_axes]
-    if any(images.shape[axis] != spec.shape[axis] for axis in fixed):
-        raise ConfigError(
-            f"input '{spec.name}' takes images of {list(spec.shape[1:])}, "
-            f"preprocessing made {list(images.shape[1:])}",
-            "use images of that size, or set resize= and crop= in the preprocessing",
-        )
-    if np.issubdtype(np.dtype(spec.dtype), np.integer):
-        images = np.rint(images)
-    return images.astype(spec.dtype)
 
 
 def _hits(output: np.ndarray, labels: Sequence[int]) -> list[bool]:

@@ -46,6 +46,7 @@ class ExportedNetwork:
                 or spec.dtype != stated.dtype
                 or any(spec.shape[axis] != stated.shape[axis] for axis in fixed)
                 or not set(spec.variable_axes) <= free
+                or (spec.variable_axes and spec.multiple % stated.multiple)
             ):
                 raise ConfigError(
                     f"--input {spec.name}: the program was exported for {_shown(stated)}, not for "
@@ -174,7 +175,20 @@ def _input_spec(node: fx.Node, name: str, program: ExportedProgram, where: str) 
     shape = [_example_size(size, program) for size in sizes]
     if 0 in dynamic:
         shape[0] = 1
-    return InputSpec(name, tuple(shape), dtype, tuple(axis for axis in dynamic if axis))
+    variable = tuple(axis for axis in dynamic if axis)
+    step = _multiple(shape, [value.shape[axis] for axis in variable], variable)
+    return InputSpec(name, tuple(shape), dtype, variable, step)
+
+
+def _multiple(
+    shape: Sequence[int], sizes: Sequence[int | torch.SymInt], variable: Sequence[int]
+) -> int:
+    """Return what all of the program's dimensions are multiples of: 4 for ``4*Dim("h")``."""
+    factors = {
+        int(size.node.expr.as_coeff_Mul()[0]) for size in sizes if isinstance(size, torch.SymInt)
+    }
+    step = factors.pop() if len(factors) == 1 else 1  # one that holds for each axis, or none
+    return step if step > 0 and all(shape[axis] % step == 0 for axis in variable) else 1
 
 
 def _example_size(size: int | torch.SymInt, program: ExportedProgram) -> int:
@@ -189,5 +203,9 @@ def _example_size(size: int | torch.SymInt, program: ExportedProgram) -> int:
 
 def _shown(spec: InputSpec) -> str:
     axes = {*spec.variable_axes, *([0] if spec.dynamic_batch else [])}
-    sizes = "x".join(f"{size}{'~' * (axis in axes)}" for axis, size in enumerate(spec.shape))
+    step = "" if spec.multiple == 1 else str(spec.multiple)
+    sizes = "x".join(
+        f"{size}~{step if axis else ''}" if axis in axes else str(size)
+        for axis, size in enumerate(spec.shape)
+    )
     return f"{sizes}:{spec.dtype}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -17,6 +18,15 @@ from edgekit.network import Request, build_network
 from edgekit.options import InputOption
 from edgekit.trusted import open_trusted
 from edgekit.types import InputSpec, Preprocessing, Task
+
+
+@runtime_checkable
+class ClassTaught(Protocol):
+    """A network that learned classes which it does not put out, and still has their classifier."""
+
+    def class_teacher(self) -> nn.Module:
+        """Return a network of the same inputs and weights whose output are the class logits."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,23 @@ class LoadedModel:
             task=self.task,
             preprocessing=self.preprocessing,
             num_classes=self.num_classes,
+        )
+
+    def capture_teacher(self) -> CapturedModel | None:
+        """Capture the classifier that a network has beside its outputs, ``None`` without one.
+
+        It sees the same inputs, so what is synthesized for its classes is meant for the network.
+
+        Raises:
+            CaptureError: it cannot be captured.
+        """
+        if not isinstance(self.module, ClassTaught):
+            return None
+        return capture(
+            self.module.class_teacher(),
+            self.inputs,
+            task=Task.CLASSIFICATION,
+            preprocessing=self.preprocessing,
         )
 
 

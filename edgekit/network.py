@@ -153,11 +153,18 @@ def _from_torchscript(network: torch.jit.ScriptModule, request: Request) -> Netw
     inputs = resolve_inputs(signature, request.inputs, ())
     program = torchscript_program(network, inputs, request.where)
     named = [
-        InputOption(name, spec.shape, spec.dtype, spec.variable_axes)
+        InputOption(
+            name,
+            spec.shape,
+            spec.dtype,
+            spec.variable_axes,
+            None if spec.multiple == 1 else spec.multiple,  # else what the conversion finds
+        )
         for name, spec in zip(program.graph_signature.user_inputs, inputs, strict=True)
     ]
     found = _from_program(program, "torchscript", "TorchScript", replace(request, inputs=named))
-    return replace(found, inputs=inputs)
+    own = zip(inputs, found.inputs, strict=True)
+    return replace(found, inputs=tuple(replace(one, multiple=got.multiple) for one, got in own))
 
 
 def _from_module(network: nn.Module, request: Request) -> Network:

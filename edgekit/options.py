@@ -10,9 +10,13 @@ from typing import Any, NamedTuple
 from edgekit.errors import ConfigError
 from edgekit.types import DTYPES, Preprocessing
 
-_SHAPE = re.compile(r"\d+~?(x\d+~?)*")
+_SIZE = r"\d+(~\d*)?"
+_SHAPE = re.compile(rf"{_SIZE}(x{_SIZE})*")
 _NAME = re.compile(r"[A-Za-z_][\w.\-]*")
-_INPUT_EXAMPLES = "examples: 1x3x224x224, ids:1x50:int64, 1x3x256~x256~ (~ marks a variable size)"
+_INPUT_EXAMPLES = (
+    "examples: 1x3x224x224, ids:1x50:int64, 1x3x256~x256~ (~ marks a variable size, "
+    "~4 one that is a multiple of 4)"
+)
 _PREPROCESSING_EXAMPLE = (
     "example: mean=0.485/0.456/0.406,std=0.229/0.224/0.225,resize=256,crop=224,range=1,color=rgb"
 )
@@ -25,10 +29,13 @@ class InputOption(NamedTuple):
     shape: tuple[int, ...]
     dtype: str = "float32"
     variable_axes: tuple[int, ...] = ()
+    multiple: int | None = None  # nothing was said of it
 
 
 def parse_input(text: str) -> InputOption:
     """Parse ``[NAME:]1x3x224x224[:dtype]``; ``~`` behind a size marks an axis of variable size.
+
+    ``~4`` says beside that such sizes must be multiples of 4.
 
     Raises:
         ConfigError: the text has another form.
@@ -44,12 +51,18 @@ def parse_input(text: str) -> InputOption:
         raise ConfigError(
             f"--input '{text}': dtype '{dtype}' is not one of {', '.join(DTYPES)}", _INPUT_EXAMPLES
         )
-    sizes = parts[0].split("x")
-    shape = tuple(int(size.rstrip("~")) for size in sizes)
+    sizes = [size.partition("~") for size in parts[0].split("x")]
+    shape = tuple(int(size) for size, _, _ in sizes)
     if 0 in shape:
         raise ConfigError(f"--input '{text}': every size must be at least 1", _INPUT_EXAMPLES)
-    variable = tuple(axis for axis, size in enumerate(sizes) if size.endswith("~"))
-    return InputOption(name, shape, dtype, variable)
+    variable = tuple(axis for axis, (_, mark, _) in enumerate(sizes) if mark)
+    multiples = {int(multiple) for _, _, multiple in sizes if multiple}
+    if len(multiples) > 1 or 0 in multiples:
+        raise ConfigError(
+            f"--input '{text}': all variable sizes are multiples of one number, at least 1",
+            _INPUT_EXAMPLES,
+        )
+    return InputOption(name, shape, dtype, variable, next(iter(multiples), None))
 
 
 def parse_preprocessing(text: str) -> Preprocessing:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from edgekit.architecture import confirmed_arch
 from edgekit.artifacts import export_all, quantize_observed
@@ -25,6 +28,7 @@ from edgekit.output import AtomicDirectory
 from edgekit.quant.statistics import Statistics
 from edgekit.quantized import QuantizedModel
 from edgekit.recipe import Recipe, check_end_bits, write_recipe
+from edgekit.registry import SYNTHESIZERS
 from edgekit.report import Report, write_result_files
 from edgekit.rounding import choose_rounding
 from edgekit.stages import Stages, compute_device, on_device, threads
@@ -47,6 +51,7 @@ from edgekit.verify import (
     verification_inputs,
     verify,
 )
+from edgekit.verify_sizes import verify_other_size
 
 
 def resolve_recipe(
@@ -192,12 +197,13 @@ def quantize(
                     configuration = replace(
                         configuration, calibration=name, samples=samples_of(name)
                     )
-                with on_device(captured, place):
+                with on_device(captured, place), _teacher(loaded, name, place) as teacher:
                     statistics = calibrate(
                         captured,
                         name,
                         samples=configuration.samples,
                         seed=configuration.seed,
+                        teacher=teacher,
                         checkpoint=None if checkpoint is None else Path(checkpoint),
                         progress=inner,
                     )
@@ -291,7 +297,9 @@ def _load(
             trust_pickle=trust_pickle,
             weights=weights,
         )
-    options = [InputOption(s.name, s.shape, s.dtype, s.variable_axes) for s in recipe.inputs]
+    options = [
+        InputOption(s.name, s.shape, s.dtype, s.variable_axes, s.multiple) for s in recipe.inputs
+    ]
     loaded = load(
         model,
         arch=confirmed_arch(recipe.arch, arch),
@@ -305,6 +313,19 @@ def _load(
         note = "the recipe was made for another model file: the result's bytes will differ"
         return replace(loaded, notes=(*loaded.notes, note))
     return loaded
+
+
+@contextmanager
+def _teacher(
+    loaded: LoadedModel, calibration: str, place: torch.device
+) -> Iterator[CapturedModel | None]:
+    """Give the classifier that a network keeps beside its outputs to what makes inputs for it."""
+    found = loaded.capture_teacher() if calibration in SYNTHESIZERS else None
+    if found is None:
+        yield None
+        return
+    with on_device(found, place):
+        yield found
 
 
 def _verify_all(
@@ -323,15 +344,28 @@ def _verify_all(
         inner(f"verify {name}", len(done) / (len(artifacts) + 1))
 
     targets = [target_named(name) for name in recipe.targets]
-    return verify(
+    executed = {target.name: target.executed for target in targets}
+    why = {t.name: t.why_simulated for t in targets if t.why_simulated is not None}
+    results = verify(
         artifacts,
         lowered,
         directory,
-        executed={target.name: target.executed for target in targets},
-        why_simulated={t.name: t.why_simulated for t in targets if t.why_simulated is not None},
+        executed=executed,
+        why_simulated=why,
         inputs=inputs,
         threads=recipe.threads,
         on_target=on_target,
+    )
+    return verify_other_size(
+        results,
+        captured,
+        artifacts,
+        lowered,
+        directory,
+        executed=executed,
+        why_simulated=why,
+        seed=recipe.seed,
+        threads=recipe.threads,
     )
 
 

@@ -1,4 +1,4 @@
-"""From a decoded image to a network input, as :class:`edgekit.types.Preprocessing` says."""
+"""Between decoded images and network inputs, as :class:`edgekit.types.Preprocessing` says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgekit.errors import ConfigError, require
-from edgekit.types import Preprocessing
+from edgekit.types import InputSpec, Preprocessing
+
+_WIDE = 257.0  # 65535 / 255
 
 
 def preprocess(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
@@ -35,7 +37,7 @@ def preprocess(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
         image = _resize_short_side(image, preprocessing.resize)
     if preprocessing.crop is not None:
         image = _central_crop(image, preprocessing.crop)
-    return _normalize(_to_color(image, preprocessing.color), preprocessing)
+    return normalize(image, preprocessing)
 
 
 def preprocess_batch(images: Sequence[np.ndarray], preprocessing: Preprocessing) -> np.ndarray:
@@ -91,7 +93,20 @@ def _to_color(image: np.ndarray, color: str) -> np.ndarray:
     return image[:, :, ::-1] if color == "bgr" else image
 
 
-def _normalize(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+def normalize(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Convert colours and normalize; height and width stay as they are.
+
+    Args:
+        image: ``[H, W, 3]`` RGB or ``[H, W, 1]`` gray, uint8, or uint16 with white at 65535.
+        preprocessing: of it only ``color``, ``range``, ``mean`` and ``std`` count.
+
+    Returns:
+        ``[C, H, W]`` float32; C is 1 for ``color="gray"`` and else 3.
+
+    Raises:
+        ConfigError: ``mean`` or ``std`` do not fit the channels.
+    """
+    image = _to_color(image, preprocessing.color)
     channels = image.shape[2]
     for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
         if len(values) not in (1, channels):
@@ -102,10 +117,84 @@ def _normalize(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     mean = np.asarray(preprocessing.mean, dtype=np.float32).reshape(-1, 1, 1)
     std = np.asarray(preprocessing.std, dtype=np.float32).reshape(-1, 1, 1)
     pixels = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32)
+    if image.dtype == np.uint16:
+        pixels /= np.float32(_WIDE)
     if preprocessing.range == 1:
         pixels /= np.float32(255.0)
     normalized: np.ndarray = (pixels - mean) / std
     return normalized
+
+
+def denormalize(value: np.ndarray, preprocessing: Preprocessing, dtype: str) -> np.ndarray:
+    """Turn a picture that a network puts out into pixels: the inverse of :func:`normalize`.
+
+    Args:
+        value: ``[C, H, W]`` with one or three channels, normalized as the input was.
+        preprocessing: what the network's input went through.
+        dtype: ``uint8`` or ``uint16``.
+
+    Returns:
+        ``[H, W, C]``, RGB where C is 3; values outside of the range are clipped.
+    """
+    white = 65535 if dtype == "uint16" else 255
+    pixels = levels(value, preprocessing, white)
+    image = np.clip(np.rint(pixels), 0, white).astype(dtype).transpose(1, 2, 0)
+    reverse = preprocessing.color == "bgr" and image.shape[2] == 3
+    return np.ascontiguousarray(image[:, :, ::-1] if reverse else image)
+
+
+def levels(value: np.ndarray, preprocessing: Preprocessing, white: float = 255.0) -> np.ndarray:
+    """Undo the normalization of ``[C, H, W]``: float32 in which white stands at ``white``."""
+    mean = np.asarray(preprocessing.mean, dtype=np.float32).reshape(-1, 1, 1)
+    std = np.asarray(preprocessing.std, dtype=np.float32).reshape(-1, 1, 1)
+    pixels: np.ndarray = value.astype(np.float32) * std + mean
+    pixels *= np.float32(white if preprocessing.range == 1 else white / 255)
+    return pixels
+
+
+def mirrored(start: int, stop: int, size: int) -> np.ndarray:
+    """Return which of ``size`` pixels stand at ``start`` to ``stop`` when the row goes on mirrored.
+
+    The last pixel is the mirror and not repeated; a long row of a short picture swings to and fro.
+    """
+    if size == 1:
+        return np.zeros(stop - start, dtype=np.int64)
+    at = np.arange(start, stop) % (2 * size - 2)
+    return np.where(at < size, at, 2 * size - 2 - at)
+
+
+def fit_input(images: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """Bring preprocessed images to the sizes and the type that an input takes.
+
+    Variable axes grow to the input's multiple by mirroring at the right and at the bottom.
+
+    Args:
+        images: ``[N, C, H, W]`` float32.
+        spec: an input of four axes.
+
+    Raises:
+        ConfigError: an axis of fixed size has another one.
+    """
+    for axis in spec.variable_axes:
+        size = images.shape[axis]
+        if size % spec.multiple:
+            wanted = -(-size // spec.multiple) * spec.multiple
+            images = images.take(mirrored(0, wanted, size), axis)
+    fixed = [axis for axis in (1, 2, 3) if axis not in spec.variable_axes]
+    if any(images.shape[axis] != spec.shape[axis] for axis in fixed):
+        raise ConfigError(
+            f"input '{spec.name}' takes images of {list(spec.shape[1:])}, "
+            f"preprocessing made {list(images.shape[1:])}",
+            "use images of that size, or set resize= and crop= in the preprocessing",
+        )
+    return as_dtype(images, spec)
+
+
+def as_dtype(images: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """Return float images in the type of an input, rounded where that is of integers."""
+    if np.issubdtype(np.dtype(spec.dtype), np.integer):
+        images = np.rint(images)
+    return images.astype(spec.dtype)
 
 
 def to_pixels(value: np.ndarray, preprocessing: Preprocessing | None) -> np.ndarray:

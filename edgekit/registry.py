@@ -9,12 +9,16 @@ from typing import Any
 from edgekit.errors import ConfigError
 
 MODELS: Mapping[str, str] = {
+    "dcap": "edgekit.models.dcap:DCAP",
+    "dcap_small": "edgekit.models.dcap:DCAP_SMALL",
     "efficientnet_lite0": "edgekit.models.efficientnet_lite:EFFICIENTNET_LITE0",
     "fcl_gan": "edgekit.models.fcl_gan:FCL_GAN",
     "fcl_gan_small": "edgekit.models.fcl_gan:FCL_GAN_SMALL",
 }
 # How the networks of the zoo are trained; those without an entry come trained or not at all.
 TRAINERS: Mapping[str, str] = {
+    "dcap": "edgekit.training.few_shot:few_shot_training",
+    "dcap_small": "edgekit.training.few_shot:few_shot_training",
     "fcl_gan": "edgekit.training.restoration:restoration_training",
     "fcl_gan_small": "edgekit.training.restoration:restoration_training",
 }

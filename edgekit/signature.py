@@ -72,6 +72,7 @@ def resolve_inputs(
             option.shape,
             option.dtype,
             option.variable_axes,
+            _multiple(option, declared[place] if place < len(declared) else None),
         )
     _check_complete(places, signature)
     inputs = tuple(places[place] for place in sorted(places))
@@ -79,6 +80,13 @@ def resolve_inputs(
     if len(set(names)) < len(names):
         raise ConfigError(f"two inputs have the same name: {', '.join(names)}")
     return inputs
+
+
+def _multiple(option: InputOption, declared: InputSpec | None) -> int:
+    """Return what sizes must be multiples of: it belongs to the network, other sizes do not."""
+    if option.multiple is not None:
+        return option.multiple
+    return declared.multiple if declared is not None and option.variable_axes else 1
 
 
 def _place(

@@ -117,7 +117,7 @@ def synthesize(
         trust_pickle=trust_pickle,
         weights=weights,
     )
-    captured = loaded.capture()
+    captured = loaded.capture_teacher() or loaded.capture()
     with on_device(captured, place):
         made = maker.synthesize(
             captured,

@@ -217,6 +217,7 @@ def _fitting(arrays: Mapping[str, np.ndarray], spec: InputSpec, path: Path) -> T
     fits = value.ndim == len(spec.shape) and all(
         value.shape[axis] == spec.shape[axis] for axis in fixed
     )
+    fits = fits and all(value.shape[axis] % spec.multiple == 0 for axis in spec.variable_axes)
     if not fits or str(value.dtype) != spec.dtype:
         raise CalibrationError(
             f"'{path}': array '{array_name(spec.name)}' is {value.dtype}{list(value.shape)}, "

@@ -168,7 +168,7 @@ class TorchRunner:
             self._path,
             arch=network.arch,
             inputs=[
-                InputOption(spec.name, spec.shape, spec.dtype, spec.variable_axes)
+                InputOption(spec.name, spec.shape, spec.dtype, spec.variable_axes, spec.multiple)
                 for spec in network.inputs
             ],
             trust_pickle=network.trust_pickle,

@@ -60,13 +60,15 @@ class InputSpec:
     """One network input.
 
     ``shape`` is an example shape; axis 0 of size 1 is the batch and is dynamic, and so are the
-    axes listed in ``variable_axes`` (height and width of an any-resolution network).
+    axes listed in ``variable_axes`` (height and width of an any-resolution network). Their sizes
+    must be multiples of ``multiple``: 4 for a network that halves twice and joins what it halved.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
     variable_axes: tuple[int, ...] = ()
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if not self.shape or any(size < 1 for size in self.shape):
@@ -83,6 +85,22 @@ class InputSpec:
             raise ConfigError(
                 f"input '{self.name}': variable axes {self.variable_axes} do not fit {self.shape}"
             )
+        self._check_multiple()
+
+    def _check_multiple(self) -> None:
+        if self.multiple < 1 or (self.multiple > 1 and not self.variable_axes):
+            raise ConfigError(
+                f"input '{self.name}': multiple {self.multiple} is at least 1, and above that only "
+                "for variable axes",
+                "write both as in --input 1x3x256~4x256~4",
+            )
+        odd = [axis for axis in self.variable_axes if self.shape[axis] % self.multiple]
+        if odd:
+            raise ConfigError(
+                f"input '{self.name}': size {self.shape[odd[0]]} of axis {odd[0]} is no multiple "
+                f"of {self.multiple}, which this network needs",
+                f"nearest above: {-(-self.shape[odd[0]] // self.multiple) * self.multiple}",
+            )
 
     @property
     def dynamic_batch(self) -> bool:
@@ -96,17 +114,19 @@ class InputSpec:
             "shape": list(self.shape),
             "dtype": self.dtype,
             "variable_axes": list(self.variable_axes),
+            "multiple": self.multiple,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InputSpec:
         """Read what :meth:`to_dict` wrote; unknown keys are errors."""
-        _only(data, "input", ("name", "shape", "dtype", "variable_axes"))
+        _only(data, "input", ("name", "shape", "dtype", "variable_axes", "multiple"))
         return cls(
             name=str(data["name"]),
             shape=tuple(int(size) for size in data["shape"]),
             dtype=str(data.get("dtype", "float32")),
             variable_axes=tuple(int(axis) for axis in data.get("variable_axes", ())),
+            multiple=int(data.get("multiple", 1)),  # files from before it existed have none
         )
 
 

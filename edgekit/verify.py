@@ -116,7 +116,9 @@ class TargetVerification:
         }
 
 
-def verification_inputs(model: CapturedModel, seed: int) -> VerificationInputs:
+def verification_inputs(
+    model: CapturedModel, seed: int, candidates: int = CANDIDATES
+) -> VerificationInputs:
     """Draw two-tone patterns and keep, for classifiers, those the float network is surest about.
 
     Random images lie near decision boundaries, where the last bit of a sum decides the class;
@@ -124,8 +126,8 @@ def verification_inputs(model: CapturedModel, seed: int) -> VerificationInputs:
     """
     generator = torch.Generator().manual_seed(seed + 1)  # not the calibration's inputs
     axes = _sample_axes(model)
-    size = together(model, axes, _BATCH)
-    batches = list(random_batches(model, CANDIDATES, size, generator, draw=patterns))
+    size = together(model, axes, min(_BATCH, candidates))
+    batches = list(random_batches(model, candidates, size, generator, draw=patterns))
     feeds = stack_inputs(model, batches)
     outputs = _by_sample(axes, [model(*batch) for batch in batches], size)
     keep = np.arange(len(outputs[0]))[:KEPT]

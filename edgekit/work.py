@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import fx
 
 from edgekit.graph import WEIGHTED, OpKind, constant, op_kind
@@ -22,7 +23,9 @@ def work_of_layers(graph: fx.GraphModule) -> dict[str, int]:
         weight = constant(graph, _parameter(node)) if op_kind(node) in WEIGHTED else None
         if weight is None:
             continue
-        shape = [int(size) for size in node.meta["val"].shape[1:]]
+        # what a transposed convolution multiplies are its inputs: its output has more positions
+        counted = node.args[0] if op_kind(node) is OpKind.CONV_TRANSPOSE else node
+        shape = [example_size(size) for size in counted.meta["val"].shape[1:]]
         if op_kind(node) is OpKind.LINEAR:
             count = math.prod(shape) * weight.shape[1]
         else:
@@ -30,6 +33,11 @@ def work_of_layers(graph: fx.GraphModule) -> dict[str, int]:
         name = layer_name(node)
         work[name] = work.get(name, 0) + count
     return work
+
+
+def example_size(size: int | torch.SymInt) -> int:
+    """Return a size as it was captured; ``int()`` would bind a variable one to that for good."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
 
 
 def _parameter(layer: fx.Node) -> fx.node.Argument:

@@ -22,6 +22,7 @@ from edgekit import registry
 ROOT_PACKAGE = "edgekit"
 TABLES = {
     "MODELS": registry.MODELS,
+    "TRAINERS": registry.TRAINERS,
     "CALIBRATIONS": registry.CALIBRATIONS,
     "TARGETS": registry.TARGETS,
     "RUNNERS": registry.RUNNERS,

@@ -341,6 +341,7 @@ def test_zoo_save(tmp_path: Path, capsys: Capture) -> None:
         "name": "efficientnet_lite0",
         "file": str(path),
         "size_bytes": path.stat().st_size,
+        "weights": "published",
     }
     assert zipfile.is_zipfile(path)
     assert main(["zoo", "save", "efficientnet_lite0", str(path)]) == 0

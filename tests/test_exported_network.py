@@ -111,6 +111,16 @@ def test_sizes_that_vary() -> None:
     assert capture(chosen.module, chosen.inputs).outputs[0].shape == (1, 4)
 
 
+def test_sizes_that_are_multiples() -> None:
+    shapes = ({2: 4 * Dim("rows"), 3: 4 * Dim("columns")},)
+    loaded = load(export(Net(), torch.randn(1, 3, 8, 12), dynamic=shapes))
+    assert loaded.inputs == (InputSpec("image", (1, 3, 8, 12), "float32", (2, 3), multiple=4),)
+    chosen = load("net.pt2", inputs=[parse_input("1x3x16~8x8~8")])
+    assert chosen.inputs[0].multiple == 8
+    with pytest.raises(ConfigError, match="was exported for 1~x3x8~4x12~4:float32, not for"):
+        load("net.pt2", inputs=[parse_input("1x3x16~2x8~2")])
+
+
 @pytest.mark.parametrize("text", ["1x3x9x8", "1x1x8x8", "1x3x8", "1x3x8x8:int64", "1x3x8~x8"])
 def test_input_that_the_export_has_fixed(text: str) -> None:
     export(Net(), torch.randn(2, 3, 8, 8), dynamic=BATCH)

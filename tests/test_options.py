@@ -48,12 +48,23 @@ def test_bad_input(text: str, said: str) -> None:
     st.from_regex(r"[A-Za-z_]\w{0,9}", fullmatch=True) | st.none(),
     st.lists(st.tuples(st.integers(1, 4096), st.booleans()), min_size=1, max_size=6),
     st.sampled_from(DTYPES),
+    st.integers(1, 64) | st.none(),
 )
-def test_input_round_trip(name: str | None, axes: list[tuple[int, bool]], dtype: str) -> None:
-    sizes = "x".join(f"{size}{'~' if variable else ''}" for size, variable in axes)
+def test_input_round_trip(
+    name: str | None, axes: list[tuple[int, bool]], dtype: str, multiple: int | None
+) -> None:
+    mark = "~" if multiple is None else f"~{multiple}"
+    sizes = "x".join(f"{size}{mark if variable else ''}" for size, variable in axes)
     option = parse_input(f"{'' if name is None else name + ':'}{sizes}:{dtype}")
     variable_axes = tuple(axis for axis, (_, variable) in enumerate(axes) if variable)
-    assert option == (name, tuple(size for size, _ in axes), dtype, variable_axes)
+    said = multiple if variable_axes else None
+    assert option == (name, tuple(size for size, _ in axes), dtype, variable_axes, said)
+
+
+@pytest.mark.parametrize("text", ["1x3x8~2x8~4", "1x3x8~0x8~0"])
+def test_bad_multiple(text: str) -> None:
+    with pytest.raises(ConfigError, match="multiples of one number, at least 1"):
+        parse_input(text)
 
 
 def test_preprocessing() -> None:

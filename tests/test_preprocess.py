@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from edgekit.errors import ConfigError
-from edgekit.preprocess import preprocess, preprocess_batch, to_pixels
-from edgekit.types import Preprocessing
+from edgekit.preprocess import (
+    denormalize,
+    fit_input,
+    normalize,
+    preprocess,
+    preprocess_batch,
+    to_pixels,
+)
+from edgekit.types import InputSpec, Preprocessing
 
 needs_opencv = pytest.mark.usefixtures("opencv")
 
@@ -212,3 +219,38 @@ def test_to_pixels_spreads_unknown_values_over_the_range() -> None:
     value = np.array([-3.0, -1.0, 1.0], np.float32).reshape(1, 1, 3)
     assert to_pixels(value, None)[0, :, 0].tolist() == [0, 128, 255]
     assert to_pixels(np.full((3, 2, 2), 7.0, np.float32), None).max() == 0  # nothing to spread
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
+@pytest.mark.parametrize("scale", [1, 255])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_denormalize_undoes_normalize(color: str, scale: int, dtype: str) -> None:
+    gray = color == "gray"
+    mean, std = ((0.4,), (0.3,)) if gray else ((0.1, 0.4, 0.7), (0.2, 0.3, 0.4))
+    steps = Preprocessing(
+        tuple(scale * m for m in mean), tuple(scale * s for s in std), range=scale, color=color
+    )
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, np.iinfo(dtype).max + 1, (5, 4, 1 if gray else 3)).astype(dtype)
+    back = denormalize(normalize(image, steps), steps, dtype)
+    assert back.dtype == image.dtype
+    # A level of 16 bits is 1.5e-5 of the range; float32 keeps 6e-8 in each of four operations.
+    np.testing.assert_array_equal(back, image)
+
+
+def test_16_bits_are_8_bits_with_more_levels() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    steps = Preprocessing((0.5,), (0.5,))
+    wide = normalize(image.astype(np.uint16) * 257, steps)
+    np.testing.assert_allclose(wide, normalize(image, steps), atol=1e-6)
+
+
+def test_input_grows_to_its_multiple() -> None:
+    images = np.random.default_rng(0).random((2, 3, 5, 8)).astype(np.float32)
+    spec = InputSpec("image", (1, 3, 8, 8), variable_axes=(2, 3), multiple=4)
+    expected = np.pad(images, ((0, 0), (0, 0), (0, 3), (0, 0)), mode="reflect")
+    np.testing.assert_array_equal(fit_input(images, spec), expected)
+    with pytest.raises(ConfigError, match="preprocessing made"):
+        fit_input(images, InputSpec("image", (1, 3, 8, 8)))
+    pixels = fit_input(255 * images, InputSpec("image", (1, 3, 5, 8), "uint8"))
+    np.testing.assert_array_equal(pixels, np.rint(255 * images))

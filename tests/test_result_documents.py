@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgekit import manifest, recipe
@@ -132,6 +133,23 @@ def test_every_key_of_a_benchmark_is_documented(root: Path, bench_document: dict
     assert len(rows) > 50
     plain = [(steps(path), kind) for path, kind in rows]
     assert list(undocumented(bench_document, plain, "bench")) == []
+
+
+def test_every_key_of_a_run_is_documented(root: Path, result: Path, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2", reason="opencv is not installed")
+    from edgekit.run import run
+
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((32, 40, 3), np.uint8))
+    report = run(result, [tmp_path / "a.png"], out=tmp_path / "made")
+    document = json.loads((tmp_path / "made" / "results.json").read_text(encoding="utf-8"))
+    assert document == report.to_dict()
+    text = (root / "docs" / "run.md").read_text(encoding="utf-8")
+    version = document["schema_version"]
+    _, _, table = text.partition(f"## Document of `run --json`, version {version}\n")
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", table, re.MULTILINE)
+    assert len(rows) > 15
+    plain = [(steps(path), kind) for path, kind in rows]
+    assert list(undocumented(document, plain, "run")) == []
 
 
 def test_check_sees_a_difference() -> None:

@@ -24,8 +24,11 @@ from .shipped import shipped_weights
 _SLOPE = 0.2  # of the discriminator's LeakyReLU
 _SEED = 2022
 _SEEDED_IMAGES, _SEEDED_SIDE = 8, 64
-_RIDGE = 1e-3
+_RIDGE = 1e-5
 _BRANCH = 0.1
+_LAST_KNOT = 3.2  # logit of the hinge nearest to white
+_LIFT = 3.0  # deviations by which the junction's ReLU is kept from cutting off what it hands on
+_RANDOM_SHARE = 0.1
 
 
 def _conv_bn(cin: int, cout: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -158,36 +161,73 @@ def seeded_fcl_gan_weights() -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         network = fcl_gan()
-    start_as_identity(network, _drawn_pictures(_SEEDED_IMAGES, _SEEDED_SIDE))
+    start_as_identity(network, _drawn_pictures(_SEEDED_IMAGES, _SEEDED_SIDE), _BRANCH)
     return network.state_dict()
 
 
-def start_as_identity(network: Generator, pictures: Tensor) -> None:
+def start_as_identity(network: Generator, pictures: Tensor, branch: float = 0.02) -> None:
     """Make a network with fresh weights hand its picture back about as it is, without training.
 
-    Residual branches start small, BatchNorm stores what the pictures give, and the head is solved
-    for: with features ``f`` of the head's input and ``t = logit(image) - image``, its weights are
-    ``(F'F + r I)^-1 F't`` over all positions, ``r`` a small share of the features' power.
+    The stem gives hinges ``ReLU(colour - t)`` at several knots ``t``, which the last junction lets
+    through, and residual branches start small. Sums of hinges approximate what the head owes,
+    ``logit(image) - image``, so the head is solved for by least squares.
 
     Args:
         network: changed in place; it comes back in evaluation mode.
         pictures: ``[N, 3, H, W]`` float32 in [0, 1]; a few hundred thousand pixels suffice.
+        branch: scale of the residual branches.
     """
-    for block in network.modules():
-        if isinstance(block, ResidualBlock):
-            weight = block.second[1].weight
-            assert isinstance(weight, Tensor)
-            nn.init.constant_(weight, _BRANCH)
+    with torch.no_grad():
+        _pass_colours_on(network)
+        for block in network.modules():
+            if isinstance(block, ResidualBlock):
+                _norm(block.second).weight.fill_(branch)
+        recalibrate(network, [pictures])
+        _set_knots(_norm(network.stem))
     recalibrate(network, [pictures])
+    _solve_head(network, pictures)
+
+
+def _pass_colours_on(network: Generator) -> None:
+    """Let the stem's channels hold one colour each, and the last junction hand them on."""
+    stem, join = network.stem[0].weight, network.up_1.join[0].weight
+    assert isinstance(stem, Tensor) and isinstance(join, Tensor)
+    width = len(stem)
+    stem.mul_(_RANDOM_SHARE)
+    join.mul_(_RANDOM_SHARE)
+    for channel in range(3 * (width // 3)):
+        stem[channel, channel % 3, 1, 1] += 1.0
+    for channel in range(width):
+        join[channel, width + channel] += 1.0
+    _norm(network.up_1.join).bias.fill_(_LIFT)
+
+
+def _set_knots(stem: nn.BatchNorm2d) -> None:
+    """Place the hinges: one at black, the others where the logit bends, denser at the ends."""
+    each = stem.num_features // 3
+    knots = [0.0, *torch.sigmoid(torch.linspace(-_LAST_KNOT, _LAST_KNOT, each - 1)).tolist()]
+    assert stem.running_mean is not None and stem.running_var is not None
+    deviation = (stem.running_var + stem.eps).sqrt()
+    for channel in range(3 * each):
+        mean = stem.running_mean[channel]
+        stem.bias[channel] = (mean - knots[channel // 3]) / deviation[channel]
+
+
+def _solve_head(network: Generator, pictures: Tensor) -> None:
+    """Set the head to ``(F'F + r I)^-1 F't``: its inputs ``F``, what it owes ``t``.
+
+    Rows are weighted by the slope of the sigmoid, so that errors count as they show.
+    """
     wanted = torch.logit(pictures, eps=1.0 / 255.0) - pictures
     seen: list[Tensor] = []
     handle = network.head.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     with torch.no_grad():
         network.restore(pictures)
     handle.remove()
+    slope = (pictures * (1.0 - pictures)).mean(1).clamp(min=1.0 / 255.0).double().reshape(-1, 1)
     patches = F.unfold(seen[0], 3, padding=1).transpose(1, 2).flatten(0, 1).double()
-    patches = torch.cat((patches, torch.ones_like(patches[:, :1])), 1)
-    target = wanted.flatten(2).transpose(1, 2).flatten(0, 1).double()
+    patches = torch.cat((patches, torch.ones_like(patches[:, :1])), 1) * slope
+    target = wanted.flatten(2).transpose(1, 2).flatten(0, 1).double() * slope
     gram = patches.T @ patches
     gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
     solved = torch.linalg.solve(gram, patches.T @ target).float()
@@ -196,6 +236,12 @@ def start_as_identity(network: Generator, pictures: Tensor) -> None:
     with torch.no_grad():
         network.head.weight.copy_(solved[:-1].T.reshape(network.head.weight.shape))
         bias.copy_(solved[-1])
+
+
+def _norm(layers: nn.Sequential) -> nn.BatchNorm2d:
+    norm = layers[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    return norm
 
 
 def _drawn_pictures(count: int, side: int) -> Tensor:
@@ -212,7 +258,7 @@ def load_fcl_gan_small_weights() -> dict[str, Tensor]:
     return shipped_weights("fcl_gan_small")
 
 
-_IMAGE = InputSpec("image", (1, 3, 256, 256), "float32", variable_axes=(2, 3))
+_IMAGE = InputSpec("image", (1, 3, 256, 256), "float32", variable_axes=(2, 3), multiple=4)
 
 FCL_GAN = ZooModel(
     name="fcl_gan",
@@ -236,5 +282,5 @@ FCL_GAN_SMALL = ZooModel(
     inputs=(_IMAGE,),
     preprocessing=Preprocessing(),
     num_classes=None,
-    description="FCL-GAN deblurring, small, trained here without pairs on drawn pictures",
+    description="FCL-GAN deblurring, small, trained here on drawn pictures, with pairs",
 )

@@ -28,7 +28,7 @@ def dead_leaves(rng: np.random.Generator, size: int) -> np.ndarray:
     palette = rng.uniform(0.0, 1.0, (5, 3)).astype(np.float32)
     grey = palette.mean(1, keepdims=True)
     palette = grey + np.float32(_SATURATION) * (palette - grey)
-    image = np.broadcast_to(palette[0], (size, size, 3)).copy()
+    image: np.ndarray = np.broadcast_to(palette[0], (size, size, 3)).copy()
     count = int(_LEAVES * size * size)
     radii = _radii(rng, count, _SMALLEST, _LARGEST * size)
     for radius in np.sort(radii[: count // 2])[::-1]:  # large ones first, so that some are whole

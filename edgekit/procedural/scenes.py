@@ -30,6 +30,8 @@ def draw_scene(rng: np.random.Generator, size: int) -> np.ndarray:
         image += sky * (ground - image)
     if written < _WRITTEN:
         write_lines(image, rng)
-    low, high = rng.uniform(0.0, 0.15), rng.uniform(0.8, 1.0)  # not every exposure fills the range
-    pixels: np.ndarray = np.rint(255.0 * (low + (high - low) * image)).astype(np.uint8)
+    # some exposures leave part of the range empty, in others shadows and lights are cut off
+    low, high = rng.uniform(-0.25, 0.15), rng.uniform(0.8, 1.25)
+    exposed = np.clip(low + (high - low) * image, 0.0, 1.0)
+    pixels: np.ndarray = np.rint(255.0 * exposed).astype(np.uint8)
     return pixels

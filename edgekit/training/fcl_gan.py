@@ -58,7 +58,7 @@ class FclGan:
             self._sharpen, self._blur = build().to(device), build().to(device)
             self._judge_sharp = PatchDiscriminator().to(device)
             self._judge_blurred = PatchDiscriminator().to(device)
-        self.restorer = Restorer(self._sharpen, pictures, crop=options.crop, seed=seed)
+        self.restorer = Restorer(self._sharpen, pictures, options, seed=seed)
         if options.identity_start:
             blurred, sharp = self._couple(np.random.default_rng([seed, _START]), _START_CROPS)
             start_as_identity(self._sharpen, blurred)
@@ -79,9 +79,7 @@ class FclGan:
             for group in adam.param_groups:
                 group["lr"] = options.rate(spent)
         for network in (self._sharpen, self._blur):
-            network.train()
-        if spent < options.identity:
-            return self._identity_step(blurred, sharp)
+            network.train(not options.fixed_norms)
         restored, smeared = self._sharpen.restore(blurred), self._blur.restore(sharp)
         blurred_again, sharp_again = self._blur.restore(restored), self._sharpen.restore(smeared)
         judged = self._judge(1, self._judge_blurred, smeared, blurred)
@@ -96,11 +94,17 @@ class FclGan:
                 "contrast": self._contrast(blurred, sharp, restored, smeared, rng),
                 "variation": total_variation(restored),
             }
+            if options.identity > 0:
+                terms["identity"] = 0.5 * (
+                    _distance(self._sharpen.restore(sharp), sharp)
+                    + _distance(self._blur.restore(blurred), blurred)
+                )
             weights = {
                 "adversarial": 1.0,
                 "cycle": options.cycle,
                 "contrast": options.contrast_weight,
                 "variation": options.variation,
+                "identity": options.identity,
             }
             total = sum(
                 (weights[name] * term for name, term in terms.items()), blurred.new_zeros(())
@@ -151,14 +155,6 @@ class FclGan:
 
         blurred, sharp = crops(draw, rng, count, self._options.crop, source.resized)
         return blurred.to(self._device), sharp.to(self._device)
-
-    def _identity_step(self, blurred: Tensor, sharp: Tensor) -> Mapping[str, float]:
-        restored, smeared = self._sharpen.restore(blurred), self._blur.restore(sharp)
-        loss = _distance(restored, blurred) + _distance(smeared, sharp)
-        self._adam[0].zero_grad()
-        loss.backward()
-        self._adam[0].step()
-        return {"identity": float(loss.detach())}
 
     def _judge(self, index: int, judge: nn.Module, fake: Tensor, real: Tensor) -> float:
         """Let one discriminator learn, and return its loss."""

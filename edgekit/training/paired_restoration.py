@@ -41,7 +41,7 @@ class PairedRestoration:
             torch.manual_seed(seed)
             self._network = build().to(device)
         self._adam = torch.optim.Adam(self._network.parameters(), lr=options.lr)
-        self.restorer = Restorer(self._network, pictures, crop=options.crop, seed=seed)
+        self.restorer = Restorer(self._network, pictures, options, seed=seed)
         if options.identity_start:
             start_as_identity(self._network, self.restorer.blurred)
 
@@ -51,7 +51,7 @@ class PairedRestoration:
         options, source = self._options, self._pictures
         blurred, sharp = crops(source.pair, rng, options.batch, options.crop, source.resized)
         self._adam.param_groups[0]["lr"] = options.rate(spent)
-        self._network.train()
+        self._network.train(not options.fixed_norms)
         restored = self._network.restore(blurred.to(self._device))
         loss = (restored - sharp.to(self._device)).abs().mean()
         self._adam.zero_grad()

@@ -57,6 +57,7 @@ def restoration_training(
     return Training(
         task,
         pictures.description,
+        architecture=architecture,
         identity={"data": pictures.identity, "options": repr(options)},
         baseline=blurred,
         baseline_name="the blurred pictures themselves",

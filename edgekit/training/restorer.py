@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgekit.models.batchnorm import recalibrate
+from edgekit.models.batchnorm import recalibrate, restate
 from edgekit.models.fcl_gan import Generator
 
 from .pictures import BlurredPictures, crops, to_tensor
+from .restoration_options import RestorationOptions
 
 METRIC = "PSNR (dB)"
 _SIDE = 256  # of what is validated; larger pictures are cut at their centre
@@ -21,9 +24,15 @@ class Restorer:
     """A generator, the metric of its output, and BatchNorm statistics as it will be used."""
 
     def __init__(
-        self, network: Generator, pictures: BlurredPictures, *, crop: int, seed: int
+        self,
+        network: Generator,
+        pictures: BlurredPictures,
+        options: RestorationOptions,
+        *,
+        seed: int,
     ) -> None:
-        self.network = network
+        self.network, self._fixed = network, options.fixed_norms
+        crop = options.crop
         rng = np.random.default_rng([seed, _RECALIBRATION])
         device = next(network.parameters()).device
         self._pairs = [
@@ -47,15 +56,20 @@ class Restorer:
         return float(np.mean([_psnr(blurred, sharp) for blurred, sharp in self._pairs]))
 
     def psnr(self) -> float:
-        """Measure BatchNorm on blurred crops, and return the mean PSNR of restored pictures, dB."""
-        recalibrate(self.network, self._blurred)
+        """Return the mean PSNR of restored pictures, dB; BatchNorm is measured, if not fixed."""
+        self.network.eval()
+        if not self._fixed:
+            recalibrate(self.network, self._blurred)
         with torch.no_grad():
             scores = [_psnr(self.network.restore(b), sharp) for b, sharp in self._pairs]
         return float(np.mean(scores))
 
     def weights(self) -> dict[str, Tensor]:
-        """Return copies of all weights and statistics, on the CPU."""
-        state = self.network.state_dict()
+        """Return copies of all weights on the CPU, with statistics of blurred crops."""
+        network = copy.deepcopy(self.network)
+        if self._fixed:
+            restate(network, self._blurred)
+        state = network.state_dict()
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 

@@ -27,6 +27,7 @@ class Training:
     Attributes:
         task: what the loop trains.
         data: what it learns from, in words.
+        architecture: the network, with what the data decides of it.
         identity: what beside network, seed, device and machine decides the result.
         baseline: the metric without a network, or of a simpler one.
         baseline_name: what that is, in words.
@@ -34,6 +35,7 @@ class Training:
 
     task: TrainingTask
     data: str
+    architecture: Architecture
     identity: Mapping[str, str]
     baseline: float | None = None
     baseline_name: str = ""
@@ -144,12 +146,12 @@ def train_model(
     model = architecture.zoo_model()
     save_checkpoint(
         path,
-        arch=str(architecture),
+        arch=str(training.architecture),
         state_dict=trained.weights,
         inputs=model.inputs,
         preprocessing=model.preprocessing,
         task=model.task,
-        num_classes=architecture.num_classes(),
+        num_classes=training.architecture.num_classes(),
     )
     checkpoint.remove()
     progress("done", 1.0)

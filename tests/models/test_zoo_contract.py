@@ -8,6 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.utils._pytree import tree_leaves  # noqa: E402
+
 from edgekit.architecture import Architecture, parse_arch  # noqa: E402
 from edgekit.errors import MissingDependencyError  # noqa: E402
 from edgekit.registry import MODELS  # noqa: E402
@@ -43,7 +45,7 @@ def test_forward_on_the_declared_inputs(model: ZooModel) -> None:
     signature = ForwardSignature.of(network)
     assert signature.required <= len(model.inputs) <= len(signature.names)
     with torch.no_grad():
-        output = network(*(example(spec, 2) for spec in model.inputs))
+        output, *_ = tree_leaves(network(*(example(spec, 2) for spec in model.inputs)))
     assert output.dtype == torch.float32
     assert torch.isfinite(output).all()
     if model.task is Task.CLASSIFICATION:
