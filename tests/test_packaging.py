@@ -151,4 +151,5 @@ def test_wheel_holds_every_module(
         for name, file in module_files.items()
     }
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert packed == expected | {"edgekit/py.typed"}
+    weights = {str(file.relative_to(root)) for file in (root / "edgekit").rglob("*.pt")}
+    assert packed == expected | weights | {"edgekit/py.typed"}

@@ -180,8 +180,10 @@ def test_models() -> None:
         "task": "ranking",
         "inputs": [{"shape": [1, 50]}, {"shape": [1, 3, 8, 8]}],
         "parameters": 4_652_008,
+        "weights": "published",
         "weights_available": False,
     }
     text = tables.models([model, model | {"name": "other", "weights_available": True}])
-    assert row(text, "net") == ["net", "ranking", "1x50, 1x3x8x8", "4.65 M", "not installed"]
-    assert row(text, "other")[-1] == "installed"
+    assert row(text, "net")[:4] == ["net", "ranking", "1x50, 1x3x8x8", "4.65 M"]
+    assert row(text, "net")[-1] == "published, not installed"
+    assert row(text, "other")[-1] == "published"
