@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,3 +104,18 @@ def _batches(images: ClassImages, preprocessing: Preprocessing) -> list[np.ndarr
         )
         for k in starts
     ]
+
+
+def parse_rows(texts: Sequence[str]) -> dict[str, list[Source]]:
+    """Read ``NAME=SOURCE[,SOURCE]`` of each row.
+
+    Raises:
+        ConfigError: a row is written otherwise, or a source is not there.
+    """
+    rows: dict[str, list[Source]] = {}
+    for text in texts:
+        name, equals, sources = text.partition("=")
+        if not (equals and name and sources) or name in rows:
+            raise ConfigError(f"'{text}': expected NAME=SOURCE[,SOURCE], each name once")
+        rows[name] = [Source.parse(part) for part in sources.split(",")]
+    return rows

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks._fidelity import Interval, paired_interval
 from benchmarks._record import Recording
-from benchmarks._sources import Source
+from benchmarks._sources import Source, parse_rows
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.few_shot import Metric
 from edgekit.training.class_images import ClassImages
@@ -99,7 +99,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _measure(options: argparse.Namespace) -> tuple[list[Row], str]:
-    named = {name: _sources(text) for name, text in map(_split, options.rows)}
+    named = parse_rows(options.rows)
     if options.against is not None and options.against not in named:
         raise ConfigError(f"--against {options.against}: there is no such row", ", ".join(named))
     sides = {source.side() for sources in named.values() for source in sources}
@@ -120,17 +120,6 @@ def _measure(options: argparse.Namespace) -> tuple[list[Row], str]:
         each = _accuracies(found, images.labels, shape, options)
         rows += [_row(name, shots, each, options.against, cosines[name]) for name in named]
     return rows, data.description
-
-
-def _split(text: str) -> tuple[str, str]:
-    name, equals, sources = text.partition("=")
-    if not (equals and name and sources):
-        raise ConfigError(f"'{text}': expected NAME=SOURCE[,SOURCE]")
-    return name, sources
-
-
-def _sources(text: str) -> list[Source]:
-    return [Source.parse(part) for part in text.split(",")]
 
 
 def _accuracies(

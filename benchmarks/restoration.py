@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks._fidelity import Interval, paired_interval
 from benchmarks._record import Recording
-from benchmarks._sources import Source
+from benchmarks._sources import Source, parse_rows
 from edgekit.datasets import list_images, read_image
 from edgekit.errors import ConfigError, EdgekitError
 from edgekit.procedural.camera_shake import shake, shake_kernel
@@ -83,17 +83,26 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("rows", nargs="+", metavar="NAME=SOURCE[,SOURCE]", help="checkpoints or DIRECTORY:TARGET")
     add("--photographs", type=Path, required=True, metavar="FOLDER", help="sharp pictures")
     add("--count", type=int, default=100, help="photographs, spread evenly (default 100)")
-    add("--size", default="256x256", metavar="HxW", help="what is cut from the middle of each")
+    add(
+        "--size",
+        type=_size,
+        default=(256, 256),
+        metavar="HxW",
+        help="what is cut from the middle of each",
+    )
     add("--seed", type=int, default=0, help="of the camera shake")
     add("--json", type=Path, metavar="FILE", help="write everything that was measured")
     return parser.parse_args(arguments)
 
 
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return int(height), int(width)
+
+
 def _measure(options: argparse.Namespace) -> tuple[float, list[Row]]:
-    named = {
-        name: [Source.parse(part) for part in text.split(",")] for name, text in _rows(options)
-    }
-    height, width = (int(part) for part in options.size.split("x"))
+    named = parse_rows(options.rows)
+    height, width = options.size
     pairs = list(_pairs(options.photographs, options.count, (height, width), options.seed))
     if not pairs:
         raise ConfigError(
@@ -126,14 +135,6 @@ def _measure(options: argparse.Namespace) -> tuple[float, list[Row]]:
             )
         )
     return float(blurred.mean()), rows
-
-
-def _rows(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    for text in options.rows:
-        name, equals, sources = text.partition("=")
-        if not (equals and name and sources):
-            raise ConfigError(f"'{text}': expected NAME=SOURCE[,SOURCE]")
-        yield name, sources
 
 
 def _pairs(

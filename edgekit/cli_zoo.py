@@ -108,9 +108,11 @@ def _training(document: dict[str, Any]) -> str:
     """Return the text for ``edgekit zoo train``."""
     baseline = document["baseline"]
     beside = "" if baseline is None else f" ({document['baseline_name']}: {baseline:.2f})"
+    poor = baseline is not None and document["score"] <= baseline
+    advice = "no better than that: train longer, or with other options (--set)\n" if poor else ""
     return (
         f"{document['metric']} {document['score']:.2f} in step {document['best_step']} of "
-        f"{document['steps']}{beside}\n"
+        f"{document['steps']}{beside}\n{advice}"
         f"trained on {document['data']} in {document['seconds']:.0f} s, seed {document['seed']}\n"
         f"written to {document['file']}\n"
     )

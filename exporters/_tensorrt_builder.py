@@ -36,8 +36,8 @@ Kind = Literal["standard", "rtx"]
 BUILDERS: Mapping[str, Kind] = {"tensorrt": "standard", "tensorrt_rtx": "rtx"}
 COMPUTE_CAPABILITIES = ("SM86", "SM89")  # GeForce RTX 30 (and Orin's nearest sibling), RTX 40
 JETSON_NOTE = (
-    "engines of TensorRT for RTX do not load on a Jetson: build there from tensorrt/model.onnx "
-    "with trtexec"
+    "engines of TensorRT for RTX do not load on a Jetson: 'edgekit deploy' makes a bundle that "
+    "builds one there"
 )
 PORTABILITY_NOTE = (
     "the engine loads only with the TensorRT version, operating system and GPU architecture that "
