@@ -68,7 +68,9 @@ class Server:
         found = [
             pid for pid in descendants(self.process.pid) if any(MARK in w for w in _words(pid))
         ]
-        return [pid for pid in found if _name(pid) == "sh"]
+        shells = [pid for pid in found if _name(pid) == "sh"]
+        # A shell forks itself to substitute a command, and looks like itself for a moment.
+        return [pid for pid in shells if _parent(pid) not in shells]
 
     @property
     def left(self) -> list[Path]:
@@ -119,6 +121,14 @@ def _words(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return []
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None  # it is gone
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 def _name(pid: int) -> str:
