@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekit.errors import LoadError, VerificationError
 from edgekit.runners.layer_times import LayerProfile
-from edgekit.runners.openvino_import import import_openvino
+from edgekit.runners.openvino_import import import_openvino, openvino_core
 from edgekit.runners.openvino_profile import read_profile
 from edgekit.runners.tensors import TensorInfo, check_feeds
 from edgekit.types import ExecutedLayer
@@ -67,7 +67,7 @@ class OpenVinoRunner:
         """Return the version of OpenVINO and its devices, such as ``CPU`` and ``GPU``."""
         openvino = _openvino()
         versions = {"openvino": str(openvino.__version__)}
-        return {"versions": versions, "devices": list(openvino.Core().available_devices)}
+        return {"versions": versions, "devices": list(openvino_core().available_devices)}
 
     def __enter__(self) -> OpenVinoRunner:
         self._compiled, self._request = self._compile({})
@@ -182,7 +182,7 @@ class OpenVinoRunner:
         if self._inference_precision is not None:
             config["INFERENCE_PRECISION_HINT"] = self._inference_precision
         try:
-            compiled = _openvino().Core().compile_model(str(self._path), self.device, config)
+            compiled = openvino_core().compile_model(str(self._path), self.device, config)
             return compiled, compiled.create_infer_request()
         except RuntimeError as error:
             raise LoadError(f"OpenVINO cannot open '{self._path}': {_last_line(error)}") from error
@@ -202,7 +202,7 @@ def _openvino() -> Any:
 
 def _weighted_operator_names(path: Path) -> dict[str, str]:
     """Return the name of each weighted operator, and the name of the layer that it computes."""
-    model = _openvino().Core().read_model(str(path))
+    model = openvino_core().read_model(str(path))
     operators = [o for o in model.get_ops() if o.get_type_name() in (*_WEIGHTED_OPERATORS, _LOOKUP)]
     names = {str(operator.get_friendly_name()): _layer_name(operator) for operator in operators}
     for operator in operators:

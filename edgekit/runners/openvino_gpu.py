@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from edgekit.errors import UnsupportedError
 from edgekit.runners.openvino import OpenVinoRunner
-from edgekit.runners.openvino_import import import_openvino
+from edgekit.runners.openvino_import import openvino_core
 from edgekit.runners.run_options import RunOptions, Setup
 
 
@@ -49,7 +49,7 @@ class OpenVinoGpuRunner(OpenVinoRunner):
         del runs
 
     def __enter__(self) -> OpenVinoGpuRunner:
-        seen = list(import_openvino().Core().available_devices)
+        seen = list(openvino_core().available_devices)
         # One GPU is called "GPU", several "GPU.0" and so on.
         if not any(name.split(".")[0] == self.device for name in seen):
             raise UnsupportedError(

@@ -8,6 +8,7 @@ it does here: a tool that works on private networks reports nothing on its own a
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,24 @@ def import_openvino(module: str = _PACKAGE) -> Any:
         return loaded
     with without_reports():
         return require(module, extra="openvino")
+
+
+def openvino_core() -> Any:
+    """Return the one ``Core`` of this process, which lives as long as the process.
+
+    On CPUs with AVX-512 the first model that a ``Core`` compiles gives the thread another stack for
+    signals, and takes it away when the ``Core`` goes. Of two the stack of the first may be put back
+    when it is gone already: the next Ctrl-C then ends in a segmentation fault (OpenVINO 2026.4).
+
+    Raises:
+        MissingDependencyError: OpenVINO is not installed.
+    """
+    return _core_of(import_openvino())
+
+
+@functools.cache
+def _core_of(openvino: Any) -> Any:
+    return openvino.Core()
 
 
 @contextmanager

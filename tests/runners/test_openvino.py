@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,30 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> N
     path.write_bytes(content)
     with pytest.raises(LoadError, match="OpenVINO cannot open"), OpenVinoRunner(path):
         pass
+
+
+_INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+from edgekit.runners.openvino import OpenVinoRunner
+one, other = (OpenVinoRunner(Path(sys.argv[1])) for _ in range(2))
+one.__enter__()
+other.__enter__()
+one.__exit__(None, None, None)  # the first one first
+other.__exit__(None, None, None)
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_interrupt_after_several_models(openvino_ir: Path) -> None:
+    """On CPUs with AVX-512 a second ``Core`` leaves signals a stack that is gone."""
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, str(openvino_ir)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
